@@ -5,6 +5,7 @@ and so is what it lets pass against that text: duplicate keys, unknown fields, a
 """
 
 import json
+import mmap
 import operator
 import os
 import re
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,6 +118,7 @@ class Tensor:
     dtype: str  # a key of BITS
     shape: tuple[int, ...]
     raw: NDArray[np.uint8]  # (bytes,) view of the mapped file
+    mapping: mmap.mmap  # the whole file
 
 
 class Weights:
@@ -149,6 +151,9 @@ class Weights:
             raise CheckpointError(f"{what} has shape {_show(tensor.shape)}, but config.json asks for {shape}")
         values = WIDEN[tensor.dtype](tensor.raw)  # flat, so that a chunk is a slice
         chunks = (values[start : start + CHUNK] for start in range(0, values.size, CHUNK))
+        if tensor.dtype != "F32" and sys.platform == "linux":
+            # The file's pages have served, and would count as ours beside the copy. Others come back if used.
+            tensor.mapping.madvise(mmap.MADV_DONTNEED)
         broken = values.size - sum(np.count_nonzero(np.isfinite(chunk)) for chunk in chunks)
         if broken:
             raise CheckpointError(f"{what} holds NaN or Inf in {broken} of {values.size} values")
@@ -237,9 +242,10 @@ def _map_file(path: Path) -> dict[str, Tensor]:
         if size < 8:
             raise CheckpointError(f"{path} has {size} bytes; the length of its header alone takes 8")
         # Private ("c"), because OpenVINO shares only memory that could be written; the file never changes.
-        data = np.asarray(np.memmap(path, dtype=np.uint8, mode="c"))
+        mapped = np.memmap(path, dtype=np.uint8, mode="c")
     except OSError as error:
         raise _unreadable(path, error) from error
+    data = np.asarray(mapped)
     if data[: len(LFS_POINTER)].tobytes() == LFS_POINTER:
         raise CheckpointError(f"{path} is a git-LFS pointer of {size} bytes, no weights; run `git lfs pull`")
     start = 8 + int.from_bytes(data[:8].tobytes(), "little")  # of the data
@@ -252,12 +258,13 @@ def _map_file(path: Path) -> dict[str, Tensor]:
     entries = [(*_entry(_named(name, path), entry), name) for name, entry in header.items()]
 
     tensors = {}
+    mapping = cast("mmap.mmap", mapped.base)  # for numpy's types every base is an array
     covered = 0
     for begin, end, shape, dtype, name in sorted(entries):
         if begin != covered:
             trouble = f"begins at byte {begin} of the data, where the one before it ends at {covered}"
             raise CheckpointError(f"{_named(name, path)} {trouble}: a hole or an overlap")
-        tensors[name] = Tensor(path, dtype, shape, data[start + begin : start + end])
+        tensors[name] = Tensor(path, dtype, shape, data[start + begin : start + end], mapping)
         covered = end
     if start + covered != size:
         trouble = "cut short" if size < start + covered else "appended to"

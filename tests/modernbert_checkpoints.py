@@ -49,13 +49,6 @@ def tiny_modernbert(folder: Path, seed: int = 0, **changes: Any) -> Path:
     return folder
 
 
-def rewrite_config(folder: Path, **values: object) -> Path:
-    """Set keys of config.json; None writes a null, which counts as absent."""
-    config = json.loads((folder / "config.json").read_text()) | values
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
 def spell_as_4(folder: Path, **thetas: float) -> Path:
     """Rewrite config.json as transformers 4.48 to 4.57, and scripts that convert training code, spell it."""
     config = json.loads((folder / "config.json").read_text())

@@ -1,8 +1,7 @@
 """graph/bert.py against transformers' BertModel, then what it refuses."""
 
-import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +10,12 @@ import numpy as np
 import openvino
 import pytest
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from edge_embed.checkpoint import open_weights, read_config
 from edge_embed.errors import CheckpointError
 from edge_embed.graph import bert
-from tests.checkpoints import tiny_bert
+from tests.checkpoints import Change, change_weights, rewrite_config, tiny_bert
 
 if TYPE_CHECKING:
     from transformers import BertModel
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 LENGTHS = (1, 2, 3, 15, 16, 17, 63, 64, 127, 128, 255, 256, 511, 512)
 
 Ids = NDArray[np.int64]
-Change = Callable[[dict[str, NDArray[Any]]], object]
 
 
 @dataclass(frozen=True)
@@ -81,20 +79,6 @@ def pair(folder: Path) -> Pair:
         folder, dtype=torch.float32, attn_implementation="eager", add_pooling_layer=False
     )
     return Pair(official.eval(), compiled(folder), read_config(folder).integer("vocab_size"))
-
-
-def change_weights(folder: Path, change: Change) -> Path:
-    """Rewrite model.safetensors after `change` has edited the table of its tensors."""
-    tensors = {name: value.copy() for name, value in load_file(folder / "model.safetensors").items()}
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    return folder
-
-
-def change_config(folder: Path, **values: object) -> Path:
-    config = json.loads((folder / "config.json").read_text()) | values
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +300,7 @@ def test_inputs_and_output_are_named_as_peers_expect(tiny_checkpoint: Path) -> N
 def test_a_config_that_is_not_built_or_not_of_these_weights_is_refused(
     checkpoint: Path, values: dict[str, object], said: str
 ) -> None:
-    change_config(checkpoint, **values)
+    rewrite_config(checkpoint, **values)
     with pytest.raises(CheckpointError, match=said):
         bert.build(read_config(checkpoint), open_weights(checkpoint))
 

@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +11,14 @@ import numpy as np
 import openvino
 import pytest
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from edge_embed import ir
 from edge_embed.checkpoint import open_weights, read_config
 from edge_embed.errors import CheckpointError
 from edge_embed.graph import modernbert, ops
-from tests.modernbert_checkpoints import rewrite_config, spell_as_4, tiny_modernbert
+from tests.checkpoints import Change, change_weights, rewrite_config
+from tests.modernbert_checkpoints import spell_as_4, tiny_modernbert
 
 if TYPE_CHECKING:
     from transformers import ModernBertModel
@@ -34,7 +35,6 @@ TINY: dict[str, dict[str, Any]] = {
 
 Ids = NDArray[np.int64]
 Vectors = NDArray[np.float32]
-Change = Callable[[dict[str, NDArray[Any]]], object]
 
 
 def random_ids(mask: Ids, seed: int = 0) -> Ids:
@@ -46,10 +46,11 @@ def right_padded(lengths: Sequence[int], tokens: int | None = None) -> Ids:
     return (np.arange(tokens or max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
 
 
-def unit_first(hidden: Vectors) -> NDArray[np.float64]:
-    """CLS pooling and L2 norm in float64: (B, T, D) -> (B, D)."""
-    first = hidden[:, 0].astype(np.float64)
-    unit: NDArray[np.float64] = first / np.linalg.norm(first, axis=1, keepdims=True)
+def unit_rows(hidden: Vectors, mask: Ids) -> NDArray[np.float64]:
+    """CLS and mean pooling, each with L2 norm, in float64: (B, T, D), (B, T) -> (2, B, D)."""
+    wide = hidden.astype(np.float64)
+    pooled = np.stack([wide[:, 0], np.einsum("btd,bt->bd", wide, mask)])
+    unit: NDArray[np.float64] = pooled / np.linalg.norm(pooled, axis=-1, keepdims=True)
     return unit
 
 
@@ -87,9 +88,8 @@ class Pair:
                 other[tokens], one[tokens], rtol=0, atol=1e-5, err_msg=f"output {place} of {len(expected)}"
             )
         whole = tokens[:, 0]  # a text padded on the left has no row to pool
-        np.testing.assert_allclose(
-            unit_first(got[-1][whole]), unit_first(expected[-1][whole]), rtol=0, atol=1e-5
-        )
+        want, have = (unit_rows(hidden[-1][whole], mask[whole]) for hidden in (expected, got))
+        np.testing.assert_allclose(have, want, rtol=0, atol=1e-5)
         assert all(np.isfinite(each).all() for each in got), "rows of padding are not finite"
 
 
@@ -103,7 +103,8 @@ def compiled(folder: Path, extra_outputs: Iterable[str] = ()) -> openvino.Compil
     nodes = {node.get_friendly_name(): node for node in model.get_ops()}
     for name in extra_outputs:
         model.add_outputs(nodes[name].output(0))
-    return openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    properties = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+    return openvino.Core().compile_model(model, "CPU", properties)
 
 
 def official_model(folder: Path) -> "ModernBertModel":
@@ -118,14 +119,6 @@ def pair(folder: Path, official: "ModernBertModel | None" = None) -> Pair:
     layers = range(read_config(folder).integer("num_hidden_layers"))
     ours = compiled(folder, ["embeddings.norm", *(f"layers.{i}" for i in layers)])
     return Pair(official or official_model(folder), ours)
-
-
-def change_weights(folder: Path, change: Change) -> Path:
-    """Rewrite model.safetensors after `change` has edited the table of its tensors."""
-    tensors = {name: value.copy() for name, value in load_file(folder / "model.safetensors").items()}
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +185,9 @@ def test_padding_on_the_left_and_inside_a_text_counts_as_transformers_counts_it(
 @pytest.mark.reference
 def test_4096_tokens_have_the_vectors_of_transformers(tmp_path: Path) -> None:
     tiny_modernbert(tmp_path, hidden_size=32, num_attention_heads=1, num_hidden_layers=3, local_attention=128)
-    pair(tmp_path).assert_equal(right_padded([4096]))
+    both = pair(tmp_path)
+    both.assert_equal(right_padded([4096]))
+    both.assert_equal(right_padded([130, 4096, 1]))
 
 
 @pytest.mark.reference
@@ -327,7 +322,39 @@ def test_padding_is_invisible_whatever_ids_it_holds(tiny_folder: Path) -> None:
     np.testing.assert_array_equal(hidden[0, :20], hidden[1, :20])
 
 
-@pytest.mark.parametrize("window", [1, 2, 5, 16])
+@pytest.mark.reference
+def test_the_first_layer_turns_by_the_base_of_global_layers(checkpoint: Path) -> None:
+    official = official_model(checkpoint)
+    spell_as_4(checkpoint, global_rope_theta=10_000.0)
+    with pytest.raises(AssertionError, match="output 1 of 6"):  # output 0 is that of the embeddings
+        pair(checkpoint, official).assert_equal(right_padded([40]))
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("tokens", [64, 65, 66, 130])
+def test_a_dropped_window_is_seen_by_these_tests_as_soon_as_a_text_is_longer_than_half_of_it(
+    tmp_path: Path, tokens: int
+) -> None:
+    folder = tiny_modernbert(tmp_path, local_attention=128)
+    official = official_model(folder)
+    both = pair(rewrite_config(folder, local_attention=1_000_000), official)
+    if tokens <= 65:  # the first token and the last are 64 apart
+        both.assert_equal(right_padded([tokens]))
+    else:
+        with pytest.raises(AssertionError, match="output 2 of 6"):  # of layer 1, the first local one
+            both.assert_equal(right_padded([tokens]))
+
+
+@pytest.mark.reference
+def test_a_dropped_padding_mask_is_seen_by_these_tests(tiny_pair: Pair) -> None:
+    mask = right_padded([40, 17])
+    ids = random_ids(mask)
+    expected, _ = tiny_pair.hidden(mask, ids)
+    _, got = tiny_pair.hidden(np.ones_like(mask), ids)
+    assert np.abs(got[1][1, :17] - expected[1][1, :17]).max() > 1e-3  # layer 0, in which all see the padding
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 16, 128])
 def test_a_local_layer_sees_half_the_window_to_either_side_and_no_further(
     tmp_path: Path, window: int
 ) -> None:
@@ -335,13 +362,13 @@ def test_a_local_layer_sees_half_the_window_to_either_side_and_no_further(
     changes: dict[str, Any] = {"global_attn_every_n_layers": None, "layer_types": types}
     folder = tiny_modernbert(tmp_path, num_hidden_layers=2, local_attention=window, **changes)
     ours = compiled(folder, ["layers.0"])
-    mask = right_padded([40])
+    mask = right_padded([200])
     ids = random_ids(mask)
-    ids[0, 20] = 5
+    ids[0, 100] = 5
     before = ours([ids, mask])[1].copy()
-    ids[0, 20] = 6
+    ids[0, 100] = 6
     (changed,) = np.nonzero((before != ours([ids, mask])[1]).any(axis=(0, 2)))
-    assert changed.tolist() == list(range(20 - window // 2, 20 + window // 2 + 1))
+    assert changed.tolist() == list(range(100 - window // 2, 100 + window // 2 + 1))
 
 
 @pytest.mark.reference
@@ -367,7 +394,7 @@ def test_rope_frequencies_are_those_of_transformers_to_the_last_two_places(theta
 
 def test_positions_are_exact_to_the_end_of_the_context() -> None:
     ids = ops.token_input("input_ids")
-    model = openvino.Model([modernbert.token_positions(ids)], [ids])
+    model = openvino.Model([ops.token_positions(ids, "f32")], [ids])
     ours = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     np.testing.assert_array_equal(ours([np.zeros((1, 32_768), np.int64)])[0], np.arange(32_768))
 
@@ -510,6 +537,7 @@ def rope_tables(**changes: object) -> dict[str, object]:
         ({"position_embedding_type": "relative_key"}, "is 'relative_key', not one of absolute, sans_pos"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "^rope_scaling in .* is {'type': 'linear'"),
         ({"partial_rotary_factor": 0.5}, "^partial_rotary_factor in .* is 0.5, not 1"),
+        ({"sliding_window": 16}, "^sliding_window in .* is 16, not local_attention 16 // 2$"),
         ({"head_dim": 32}, "^head_dim in .* is 32, not hidden_size / num_attention_heads = 16"),
         (
             rope_tables(rope_type="yarn"),
@@ -586,7 +614,11 @@ def test_a_config_that_is_not_built_or_not_of_these_weights_is_refused(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("values", [{"head_dim": 16}, {"partial_rotary_factor": 1}, {"rope_scaling": None}])
+@pytest.mark.parametrize(
+    "values",
+    [{"head_dim": 16}, {"partial_rotary_factor": 1}, {"rope_scaling": None}, {"sliding_window": 8}],
+    ids=str,
+)
 def test_an_option_that_says_what_is_built_anyway_is_accepted(
     checkpoint: Path, values: dict[str, object]
 ) -> None:

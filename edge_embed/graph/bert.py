@@ -1,6 +1,7 @@
-"""BERT from a checkpoint, op by op, in the order of the forward pass. Knows no pooling, files or tokenizers.
+"""BERT and RoBERTa from a checkpoint, op by op, in forward order. Knows no pooling, files or tokenizers.
 
-Follows BertModel of transformers (modeling_bert.py): three embeddings are added, and norms follow each block.
+Follows BertModel and XLMRobertaModel of transformers (modeling_bert.py, modeling_xlm_roberta.py): three
+embeddings are added, and norms follow each block. The two differ in positions and token types alone.
 """
 
 from typing import TYPE_CHECKING
@@ -15,14 +16,26 @@ if TYPE_CHECKING:
 
     from edge_embed.checkpoint import Config, Weights
 
-PREFIXES: tuple[str, ...] = ("bert.",)
+PREFIXES: tuple[str, ...] = ("bert.", "roberta.")
+
+# RoBERTa by its model_types: one class of transformers under three names, and one prefix.
+ROBERTA = frozenset({"camembert", "roberta", "xlm-roberta"})
 
 # Not part of last_hidden_state: the pooler, training heads, and the position ids that old versions stored.
-IGNORED = (r"pooler\..*", r"cls\..*", r"classifier\..*", r"embeddings\.position_ids")
+IGNORED = (
+    r"pooler\..*",
+    r"cls\..*",
+    r"lm_head\..*",
+    r"classifier\..*",
+    r"qa_outputs\..*",
+    r"embeddings\.position_ids",
+)
 
 
 def build(config: "Config", weights: "Weights") -> "Model":
-    """input_ids, attention_mask, token_type_ids (B, T) i64 -> last_hidden_state (B, T, D) float32.
+    """input_ids, attention_mask (B, T) i64 -> last_hidden_state (B, T, D) float32; BERT: token_type_ids too.
+
+    The output of layer i has the friendly name `encoder.layer.i.output.LayerNorm`.
 
     Errors: CheckpointError for a variant that only transformers has, and for a tensor that is not used.
     """
@@ -61,13 +74,16 @@ def build(config: "Config", weights: "Weights") -> "Model":
         name = f"embeddings.{kind}_embeddings"
         return ops.embedding(weights.take(f"{name}.weight", (rows[kind], hidden)), ids, name)
 
-    inputs = [ops.token_input(name) for name in ("input_ids", "attention_mask", "token_type_ids")]
-    input_ids, attention_mask, token_type_ids = inputs
+    input_ids, attention_mask = inputs = [ops.token_input(name) for name in ("input_ids", "attention_mask")]
+    if config.model_type in ROBERTA:  # every token is of type 0, for which its tokenizers give no input
+        token_type_ids = opset13.constant(np.int64(0))
+        position_ids = positions_after_padding(input_ids, padding_id(config, rows["position"]))
+    else:
+        token_type_ids = ops.token_input("token_type_ids")
+        inputs.append(token_type_ids)
+        position_ids = ops.token_positions(input_ids, "i64")
 
-    # Embeddings: (B, T) -> (B, T, D). Positions are 0..T-1 for every row: padding is on the right.
-    length = opset13.gather(opset13.shape_of(input_ids), ops.integers(1), opset13.constant(np.int64(0)))
-    length = opset13.squeeze(length, ops.integers(0))
-    position_ids = opset13.range(opset13.constant(np.int64(0)), length, opset13.constant(np.int64(1)), "i64")
+    # Embeddings: (B, T) -> (B, T, D).
     x = opset13.add(table("word", input_ids), table("token_type", token_type_ids))
     x = opset13.add(x, table("position", position_ids))
     x = norm(x, "embeddings.LayerNorm")
@@ -91,4 +107,26 @@ def build(config: "Config", weights: "Weights") -> "Model":
             opset13.add(linear(wide, f"{layer}.output.dense", inner, hidden), x), f"{layer}.output.LayerNorm"
         )
     weights.assert_consumed(IGNORED)
-    return ops.model(x, inputs, "bert")
+    return ops.model(x, inputs, config.model_type)
+
+
+def padding_id(config: "Config", positions: int) -> int:
+    """RoBERTa's pad_token_id, from which positions count. Errors: CheckpointError where it leaves none."""
+    padding = config.integer("pad_token_id")
+    if not 0 <= padding < positions - 1:
+        raise config.unlike("pad_token_id", f"from 0 to max_position_embeddings {positions} - 2")
+    return padding
+
+
+def positions_after_padding(input_ids: "Node", padding: int) -> "Node":
+    """input_ids (B, T) -> i64 (B, T): padding + 1, padding + 2, ... for tokens, and `padding` for padding.
+
+    As in transformers, the ids tell what is padding, not the mask. The two differ for a text that spells
+    the padding token out: its vector is then that of transformers, to which such a token takes no place.
+    """
+    from openvino import opset13
+
+    pad = opset13.constant(np.int64(padding))
+    token = opset13.convert(opset13.not_equal(input_ids, pad), "i64")
+    count = opset13.cum_sum(token, opset13.constant(np.int64(1)))
+    return opset13.add(opset13.multiply(count, token), pad)

@@ -59,6 +59,8 @@ def build(config: "Config", weights: "Weights") -> "Model":
         )
     if window < 1:
         raise config.unlike("local_attention", "a window of 1 or more tokens")
+    if config.integer("sliding_window", window // 2) != window // 2:  # it overrules in transformers 5
+        raise config.unlike("sliding_window", f"local_attention {window} // 2")
     width = hidden // heads
     if config.integer("head_dim", width) != width:
         raise config.unlike("head_dim", f"hidden_size / num_attention_heads = {width}")
@@ -73,7 +75,7 @@ def build(config: "Config", weights: "Weights") -> "Model":
     input_ids, attention_mask = inputs
 
     # Once for all layers of a kind: the rotations (1, 1, T, K) and what is added to the scores.
-    positions = token_positions(input_ids)
+    positions = ops.token_positions(input_ids, "f32")
     rotations = {kind: rotary_table(positions, rope_theta(config, kind), width) for kind in THETA}
     padding = ops.mask_bias(attention_mask)  # (B, 1, 1, T)
     biases = {GLOBAL: padding, LOCAL: local_bias(positions, padding, window // 2)}  # (B, 1, T, T)
@@ -162,15 +164,6 @@ def agreed(config: "Config", what: str, **told: Value | None) -> Value:
         both = " but ".join(f"{name} tells {value!r}" for name, value in present.items())
         raise CheckpointError(f"{config.path} contradicts itself about {what}: {both}")
     return next(iter(present.values()))
-
-
-def token_positions(input_ids: "Node") -> "Node":
-    """input_ids (B, T) -> 0..T-1 (T,) float32. They count padding too, as in transformers."""
-    from openvino import opset13
-
-    length = opset13.gather(opset13.shape_of(input_ids), ops.integers(1), opset13.constant(np.int64(0)))
-    length = opset13.squeeze(length, ops.integers(0))
-    return opset13.range(opset13.constant(np.int64(0)), length, opset13.constant(np.int64(1)), "f32")
 
 
 def inverse_frequencies(theta: float, width: int) -> NDArray[np.float32]:

@@ -57,6 +57,15 @@ def token_input(name: str) -> "Node":
     return node
 
 
+def token_positions(input_ids: "Node", dtype: str) -> "Node":
+    """input_ids (B, T) -> 0..T-1 (T,), for every text alike: padding is on the right, and counts as well."""
+    from openvino import opset13 as ops
+
+    length = ops.gather(ops.shape_of(input_ids), integers(1), ops.constant(np.int64(0)))
+    length = ops.squeeze(length, integers(0))
+    return ops.range(ops.constant(np.int64(0)), length, ops.constant(np.int64(1)), dtype)
+
+
 def linear(x: "Node", weight: NDArray[np.float32], bias: NDArray[np.float32] | None, name: str) -> "Node":
     """x (..., D_in) @ weight (D_out, D_in)^T + bias (D_out,), as torch.nn.Linear stores it."""
     from openvino import opset13 as ops
