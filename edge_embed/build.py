@@ -26,7 +26,13 @@ class Architecture(Protocol):
 
 
 # By model_type of config.json.
-BUILDERS: dict[str, Architecture] = {"bert": bert, "modernbert": modernbert}
+BUILDERS: dict[str, Architecture] = {
+    "bert": bert,
+    "camembert": bert,
+    "modernbert": modernbert,
+    "roberta": bert,
+    "xlm-roberta": bert,
+}
 
 # What a model folder has besides weights: copied when the IR is built elsewhere.
 SIDE_FILES = ("*.json", "*/config.json", "vocab.txt", "README.md", "LICENSE*", "NOTICE*")
@@ -45,13 +51,28 @@ def build(checkpoint: Path, out: Path | None = None) -> Path:
     architecture = BUILDERS.get(config.model_type)
     if architecture is None:
         built = ", ".join(sorted(BUILDERS))
-        raise CheckpointError(f"{config.path} is of model_type {config.model_type!r}; built are: {built}")
+        raise CheckpointError(
+            f"{config.path} is of model_type {config.model_type!r}; built are: {built}; "
+            "optimum-intel may know it: edge-embed build --via optimum"
+        )
+    check_side_files(checkpoint)
+    model = architecture.build(config, open_weights(checkpoint, architecture.PREFIXES))
+    return install(model, checkpoint, out, {})
+
+
+def check_side_files(checkpoint: Path) -> None:
+    """Read what the Embedder will read beside the graph, so that a folder it would refuse is not built."""
     manifest = read_manifest(checkpoint)
     tokenizer = Tokenizer(checkpoint, max_tokens=manifest.max_tokens, lower_case=manifest.lower_case)
     tokenizer.check_fits(manifest.vocabulary)
-    origin = read_record(checkpoint)
-    model = architecture.build(config, open_weights(checkpoint, architecture.PREFIXES))
 
+
+def install(model: "Model", checkpoint: Path, out: Path | None, made_by: dict[str, str]) -> Path:
+    """Write the float32 IR of a checkpoint, side files where they are missing, and the record of all.
+
+    made_by  what made the graph, where that was not us
+    """
+    origin = read_record(checkpoint)
     folder = checkpoint if out is None else out
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; name a folder for the result")
@@ -63,11 +84,12 @@ def build(checkpoint: Path, out: Path | None = None) -> Path:
 
     present = [*side_files(folder), file, file.with_suffix(".bin")]
     entries = file_entries(folder, [path.relative_to(folder).as_posix() for path in present])
-    if in_place:
-        record = origin | {"files": origin.get("files", {}) | entries}
+    if in_place:  # what was found out about the graph before does not hold for this one
+        known = {key: value for key, value in origin.items() if key not in ("self_check", "preparation")}
+        record = known | {"files": origin.get("files", {}) | entries}
     else:  # where the checkpoint came from holds for the result, and nothing else does
         record = {**{key: origin[key] for key in origin if key in ("name", "source")}, "files": entries}
-    write_record(folder, record | {"built_by": versions()})
+    write_record(folder, record | {"built_by": versions() | made_by})
     return folder
 
 

@@ -33,6 +33,9 @@ SENTENCE_FILES = tuple(
 # These count positions from pad_token_id + 1 on, so that many rows of their table serve no token.
 POSITIONS_AFTER_PADDING = frozenset({"camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl"})
 
+# The width of token vectors in config.json: nearly everyone's name for it, DistilBERT's, T5's.
+WIDTH_KEYS = ("hidden_size", "dim", "d_model")
+
 # tokenizer_config.json says "no limit" with 1e30; anything from here up is not a limit.
 NO_LIMIT = 10**9
 
@@ -108,13 +111,14 @@ def read_manifest(folder: Path) -> Manifest:
     tokenizer = read_object(folder / "tokenizer_config.json")
     pooling, normalize = read_modules(folder)
 
-    hidden = config.integer("hidden_size")
+    width_key = next((key for key in WIDTH_KEYS if config.values.get(key) is not None), WIDTH_KEYS[0])
+    hidden = config.integer(width_key)
     if hidden is None or hidden < 1:
-        raise ModelError(f"{config.path} has the hidden_size {hidden}; it must be the width of the vectors")
+        raise ModelError(f"{config.path} has the {width_key} {hidden}; it must be the width of the vectors")
     for key in ("word_embedding_dimension", "embedding_dimension"):
         width = pooling.integer(key)
         if width not in (None, hidden):
-            raise ModelError(f"{pooling.path} says {key} {width}, but config.json says hidden_size {hidden}")
+            raise ModelError(f"{pooling.path} says {key} {width}, but config.json says {width_key} {hidden}")
 
     limits = stated_limits(config, sentence, tokenizer)
     prompts = read_prompts(behaviour)

@@ -44,6 +44,20 @@ def read_record(folder: Path) -> Record:
     return record
 
 
+def check_json_files(folder: Path, record: Record) -> None:
+    """Refuse a folder that lacks a recorded json file: without modules.json, say, it would be another model.
+
+    Weights that are missing are noticed when they are read; the index of shards serves a build only.
+    """
+    wanted = (name for name in record.get("files", {}) if name.endswith(".json"))
+    for name in wanted:
+        if not name.endswith(".index.json") and not (folder / name).is_file():
+            raise IntegrityError(
+                f"{folder / name} is missing, though {RECORD} lists it, and vectors may differ without it; "
+                "the folder is only half copied: copy, pull or build it again"
+            )
+
+
 def write_record(folder: Path, record: Record) -> None:
     """Replace the record of a folder, whole or not at all; the schema number is added."""
     text = json.dumps({"schema": SCHEMA} | record, indent=2, ensure_ascii=False)

@@ -21,6 +21,7 @@ from tests.checkpoints import tiny_bert
 
 ROOT = Path(__file__).parents[1]
 IR = ("openvino/openvino_model.bin", "openvino/openvino_model.xml")
+TOKENIZER = ("openvino/openvino_tokenizer.bin", "openvino/openvino_tokenizer.xml")  # by the command only
 SIDE = (
     "1_Pooling/config.json",
     "config.json",
@@ -56,13 +57,13 @@ def test_the_command_builds_an_ir_that_the_embedder_loads_and_verify_knows(
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert told["file"] == str(checkpoint / IR[1])
     assert told["bytes"] == (checkpoint / IR[0]).stat().st_size
-    assert contents(checkpoint).keys() == before.keys() | {*IR, "edge_embed.json"}
+    assert contents(checkpoint).keys() == before.keys() | {*IR, *TOKENIZER, "edge_embed.json"}
     assert {name: contents(checkpoint)[name] for name in before} == before
     vectors = Embedder(checkpoint, cache_dir=False).encode(["the cat", "a dog runs fast"])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
     report = store.verify(checkpoint)
     assert (report.wrong, report.unrecorded) == ((), ())
-    assert {check.path for check in report.files} == {*IR, *SIDE}
+    assert {check.path for check in report.files} == {*IR, *TOKENIZER, *SIDE}
 
 
 def test_the_record_has_the_hash_and_size_of_every_file_and_the_versions(checkpoint: Path) -> None:
@@ -109,8 +110,9 @@ def test_a_second_build_makes_the_same_bytes_in_this_process_and_in_another(
 ) -> None:
     first = contents(build(checkpoint, tmp_path / "first"))
     assert contents(build(checkpoint, tmp_path / "second")) == first
-    script = "import sys; from edge_embed.cli import main; sys.exit(main(sys.argv[1:]))"
-    arguments = ["build", str(checkpoint), "--output", str(tmp_path / "third")]
+    script = "import sys; from pathlib import Path; from edge_embed.build import build; "
+    script += "build(Path(sys.argv[1]), Path(sys.argv[2]))"
+    arguments = [str(checkpoint), str(tmp_path / "third")]
     subprocess.run([sys.executable, "-c", script, *arguments], cwd=ROOT, check=True, capture_output=True)
     assert contents(tmp_path / "third") == first
     assert contents(build(checkpoint, tmp_path / "first")) == first  # and over itself

@@ -12,6 +12,8 @@ HEAVY = {
     "huggingface_hub",
     "nncf",
     "openvino",
+    "openvino_genai",
+    "openvino_tokenizers",
     "optimum",
     "pandas",
     "pyarrow",
