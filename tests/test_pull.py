@@ -3,12 +3,13 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ import numpy as np
 import pytest
 
 from edge_embed import cards, fetch, store
+from edge_embed.build import build
 from edge_embed.cards import HubSource, ModelCard, SelfCheck, WheelSource
 from edge_embed.cli import main
 from edge_embed.cli import pull as pull_command
 from edge_embed.errors import IntegrityError, ModelError, PullError
-from edge_embed.record import read_record
+from edge_embed.record import RECORD, read_record
+from edge_embed.resources import data_folder
+from tests.checkpoints import tiny_roberta
 from tests.hub_server import HubServer
+from tests.modernbert_checkpoints import tiny_modernbert
 
 REPOSITORY = "org/tiny"
 COMMIT = "1" * 40
@@ -33,7 +38,8 @@ FILES = {
     "openvino/openvino_model.bin": bytes(range(256)) * 1000,
     "README.md": b"not asked for",
 }
-WEIGHTS = "openvino/openvino_model.bin"
+CHECKPOINT = "model.safetensors"
+IR, WEIGHTS = "openvino/openvino_model.xml", "openvino/openvino_model.bin"
 CARD = ModelCard(
     name="tiny",
     hub_id=REPOSITORY,
@@ -48,7 +54,7 @@ CARD = ModelCard(
     languages=("en",),
     code_languages=(),
     prompts={},
-    source=HubSource(COMMIT, tuple(FILES)[:4], ("special_tokens_map.json",)),
+    source=HubSource(COMMIT, tuple(FILES)[:4], (CHECKPOINT,), ("special_tokens_map.json",)),
     sha256={},
     self_check=None,
 )
@@ -69,11 +75,11 @@ for line in sys.stdin:
     os.environ.update(before | order["environment"])
     limit = order["largest_file"] or resource.RLIM_INFINITY
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    revision, files, optional_files = order["card"]["source"].values()
-    source = HubSource(revision, tuple(files), tuple(optional_files))
+    revision, *files = order["card"]["source"].values()
+    source = HubSource(revision, *map(tuple, files))
     card = ModelCard(**order["card"] | {"source": source})
     try:
-        folder = store.pull(card, revision=order["revision"], force=order["force"], progress=False)
+        folder = store.pull(card, progress=False, **order["options"])
         answer = {"folder": str(folder)}
     except EdgeEmbedError as error:
         answer = {"error": type(error).__name__, "says": str(error)}
@@ -97,13 +103,13 @@ class Puller:
         *,
         revision: str | None = None,
         force: bool = False,
+        checkpoint: bool = False,
         largest_file: int | None = None,
         **environment: str,
     ) -> Path:
         order = {
             "card": asdict(card),
-            "revision": revision,
-            "force": force,
+            "options": {"revision": revision, "force": force, "checkpoint": checkpoint},
             "largest_file": largest_file,
             "environment": {"EDGE_EMBED_HOME": str(self.home)} | environment,
         }
@@ -243,7 +249,7 @@ def test_an_interrupted_pull_is_resumed_by_the_next_one(hub: HubServer, puller: 
 
 
 def test_a_finished_large_file_is_not_downloaded_twice(hub: HubServer, puller: Puller) -> None:
-    card = replace(CARD, source=replace(hub_source(), files=(WEIGHTS, "config.json")))
+    card = replace(CARD, source=replace(hub_source(), files=(WEIGHTS, IR, "config.json")))
     hub.cuts["config.json"] = [0]
     puller.refuses(card)
     hub.requests.clear()
@@ -289,10 +295,11 @@ def test_the_hashes_of_the_card_are_for_its_own_revision_only(hub: HubServer, pu
 def test_a_hash_recorded_at_the_first_pull_binds_the_later_ones(hub: HubServer, puller: Puller) -> None:
     folder = puller()
     before = contents(folder)
-    hub.add(REPOSITORY, COMMIT, FILES | {"config.json": b'{"model_type": "evil"}'})
-    with pytest.raises(PullError, match=r"config\.json of org/tiny has sha256 .* expected"):
-        puller(force=True)
-    assert contents(folder) == before
+    for path in ("config.json", WEIGHTS):
+        hub.add(REPOSITORY, COMMIT, FILES | {path: FILES[path][::-1]})
+        with pytest.raises(PullError, match=f"{path} of org/tiny has sha256 .* expected"):
+            puller(force=True)
+        assert contents(folder) == before
 
 
 def test_a_file_of_another_length_than_listed_is_refused(hub: HubServer, puller: Puller) -> None:
@@ -449,6 +456,158 @@ def test_a_hub_that_cannot_be_reached_is_named(tmp_path: Path) -> None:
     ) as process:
         line = Puller(process, home).refuses()
     assert line.startswith("org/tiny: the connection to http://127.0.0.1:1 failed (")
+
+
+# --- the checkpoint beside an IR
+
+
+SAFETENSORS = bytes(range(250)) * 800
+
+
+@pytest.fixture
+def hub_with_checkpoint(hub: HubServer) -> HubServer:
+    hub.add(REPOSITORY, COMMIT, FILES | {CHECKPOINT: SAFETENSORS})
+    return hub
+
+
+def test_the_checkpoint_stays_on_the_hub_where_an_ir_comes(
+    hub_with_checkpoint: HubServer, puller: Puller
+) -> None:
+    folder = puller()
+    assert not (folder / CHECKPOINT).exists()
+    assert hub_with_checkpoint.downloads(CHECKPOINT) == []
+    assert (puller(checkpoint=True, force=True) / CHECKPOINT).read_bytes() == SAFETENSORS
+    assert store.verify(folder).wrong == ()
+
+
+def test_a_repository_without_an_ir_gives_its_checkpoint_unasked(
+    hub_with_checkpoint: HubServer, puller: Puller
+) -> None:
+    named = replace(CARD, source=replace(hub_source(), files=("config.json",)))
+    optional = replace(CARD, source=replace(hub_source(), files=("config.json",), optional_files=(IR,)))
+    assert (puller(named) / CHECKPOINT).read_bytes() == SAFETENSORS
+    assert not (puller(optional, force=True) / CHECKPOINT).exists()
+    hub_with_checkpoint.add(
+        REPOSITORY, COMMIT, {"config.json": FILES["config.json"], CHECKPOINT: SAFETENSORS}
+    )
+    assert (puller(optional, force=True) / CHECKPOINT).read_bytes() == SAFETENSORS
+
+
+def test_a_checkpoint_asked_for_later_is_added_and_the_rest_stays(
+    hub_with_checkpoint: HubServer, puller: Puller
+) -> None:
+    folder = puller()
+    (folder / IR).write_bytes(b"<net built here/>")
+    (folder / "openvino/extra.xml").write_bytes(b"<net/>")
+    record = read_record(folder) | {"recipe": "kept"}
+    (folder / RECORD).write_text(json.dumps(record))
+    before = contents(folder)
+    hub_with_checkpoint.requests.clear()
+
+    assert puller(checkpoint=True) == folder
+    after = contents(folder)
+    assert after.pop(CHECKPOINT) == SAFETENSORS
+    assert {path: data for path, data in after.items() if path != RECORD} == {
+        path: data for path, data in before.items() if path != RECORD
+    }
+    entry = {CHECKPOINT: {"sha256": sha256(SAFETENSORS), "bytes": len(SAFETENSORS)}}
+    added = read_record(folder)
+    assert added["files"] == record["files"] | entry
+    assert added["source"]["sha256"] == record["source"]["sha256"] | {CHECKPOINT: sha256(SAFETENSORS)}
+    assert added["recipe"] == "kept"
+    [download] = [request for request in hub_with_checkpoint.requests if "/resolve/" in request.path]
+    assert download.path == f"/{REPOSITORY}/resolve/{COMMIT}/{CHECKPOINT}"
+    assert sorted(path.name for path in folder.parent.iterdir()) == [".tiny.lock", "tiny"]
+
+    hub_with_checkpoint.requests.clear()
+    puller(checkpoint=True)
+    assert hub_with_checkpoint.requests == []
+
+
+def test_a_checkpoint_is_added_from_the_commit_of_the_folder(
+    hub_with_checkpoint: HubServer, puller: Puller
+) -> None:
+    hub_with_checkpoint.add(REPOSITORY, NEWER, FILES | {CHECKPOINT: b"newer"})
+    puller(revision=NEWER)
+    assert (puller(checkpoint=True) / CHECKPOINT).read_bytes() == b"newer"
+    assert read_record(puller.target)["source"]["revision"] == NEWER
+
+
+def test_an_interrupted_addition_leaves_the_folder_as_it_was_and_is_resumed(
+    hub_with_checkpoint: HubServer, puller: Puller
+) -> None:
+    before = contents(puller())
+    hub_with_checkpoint.cuts[CHECKPOINT] = [100_000, 0]
+    with pytest.raises(PullError, match=r"model\.safetensors of org/tiny: the connection .* is kept"):
+        puller(checkpoint=True)
+    assert contents(puller.target) == before
+    assert (puller(checkpoint=True) / CHECKPOINT).read_bytes() == SAFETENSORS
+    assert hub_with_checkpoint.downloads(CHECKPOINT)[-1].range == "bytes=100000-"
+
+
+def test_the_hash_of_a_checkpoint_binds_also_after_a_pull_without_it(
+    hub_with_checkpoint: HubServer, puller: Puller
+) -> None:
+    puller(checkpoint=True)
+    puller(force=True)
+    assert not (puller.target / CHECKPOINT).exists()
+    hub_with_checkpoint.add(REPOSITORY, COMMIT, FILES | {CHECKPOINT: SAFETENSORS[::-1]})
+    with pytest.raises(PullError, match=f"{CHECKPOINT} of org/tiny has sha256 .* {sha256(SAFETENSORS)}"):
+        puller(checkpoint=True)
+    assert not (puller.target / CHECKPOINT).exists()
+
+
+def test_a_checkpoint_that_the_hub_does_not_have_is_named(hub: HubServer, puller: Puller) -> None:
+    assert puller.refuses(checkpoint=True) == f"org/tiny has no {CHECKPOINT} at revision {COMMIT}"
+    puller()
+    with pytest.raises(PullError, match=f"org/tiny has no {CHECKPOINT} at revision {COMMIT}"):
+        puller(checkpoint=True)
+
+
+def test_a_checkpoint_is_not_added_to_a_folder_of_unknown_origin(
+    hub_with_checkpoint: HubServer, puller: Puller
+) -> None:
+    (puller() / RECORD).unlink()
+    with pytest.raises(
+        PullError, match="has no record of the commit it came from; pull it again with --force"
+    ):
+        puller(checkpoint=True)
+
+
+# --- what was left behind
+
+
+def test_a_pull_does_not_publish_what_an_earlier_one_wanted_more(
+    hub_with_checkpoint: HubServer, puller: Puller
+) -> None:
+    hub_with_checkpoint.cuts[CHECKPOINT] = [100_000, 0]
+    puller.refuses(checkpoint=True)
+    assert (puller.staging / f"{CHECKPOINT}.incomplete").exists()
+    assert set(contents(puller())) == {*tuple(FILES)[:4], RECORD}
+
+
+def test_a_pull_that_succeeds_removes_what_others_of_the_model_left(hub: HubServer, puller: Puller) -> None:
+    models = puller.home / "models"
+    stale = [f".tiny.{NEWER}.partial", ".tiny.replaced.partial"]
+    others = [f".tiny.two.{NEWER}.partial", f".tin.{NEWER}.partial", f".tiny-{NEWER}.partial"]
+    for name in [*stale, *others]:
+        (models / name).mkdir(parents=True)
+        (models / name / "model.bin").write_bytes(b"left behind")
+    puller()
+    assert sorted(path.name for path in models.iterdir()) == sorted([".tiny.lock", "tiny", *others])
+    (models / stale[1]).mkdir()
+    (models / stale[1] / "model.bin").write_bytes(b"left by a kill while the folder was replaced")
+    puller(force=True)
+    assert sorted(path.name for path in models.iterdir()) == sorted([".tiny.lock", "tiny", *others])
+
+
+def test_a_pull_that_fails_removes_nothing(hub: HubServer, puller: Puller) -> None:
+    other = puller.home / "models" / f".tiny.{NEWER}.partial"
+    other.mkdir(parents=True)
+    hub.cuts[WEIGHTS] = [100_000, 0]
+    puller.refuses()
+    assert other.is_dir()
+    assert puller.staging.is_dir()
 
 
 def hub_source() -> HubSource:
@@ -634,7 +793,13 @@ def test_the_command_prints_licence_notes_for_people_and_the_folder_for_programs
     out, err = capsys.readouterr()
     folder, summary = out.splitlines()
     assert folder == str(store.models_home() / "tiny")
-    assert json.loads(summary) == {"model": "tiny", "folder": folder, "files": 3, "bytes": 2 + 2 + 7}
+    assert json.loads(summary) == {
+        "model": "tiny",
+        "folder": folder,
+        "files": 3,
+        "bytes": 2 + 2 + 7,
+        "self_check": None,
+    }
     assert "tiny: licence Apache-2.0" in err
     assert "tiny: The tokenizer has terms of its own." in err
 
@@ -693,6 +858,8 @@ def test_a_self_check_passes_within_its_tolerance(
     monkeypatch.setattr(pull_command, "Embedder", FixedEmbedder)
     pull_command.prove(CARD, SelfCheck(("a", "b"), ("c", "d"), ((0.605, 1.0), (0.8, 0.0)), 0.01), tmp_path)
     assert "self-check passed, cosines within 5.0e-03" in capsys.readouterr().err
+    outcome = read_record(tmp_path)["self_check"]
+    assert outcome == {"passed": True, "difference": pytest.approx(0.005, abs=1e-6), "tolerance": 0.01}
 
 
 @pytest.mark.parametrize("wrong", [0.62, float("nan")])
@@ -701,14 +868,348 @@ def test_a_self_check_that_is_off_is_an_error(
 ) -> None:
     monkeypatch.setattr(pull_command, "Embedder", FixedEmbedder)
     check = SelfCheck(("a", "b"), ("c", "d"), ((wrong, 1.0), (0.8, 0.0)), 0.01)
-    with pytest.raises(ModelError, match=r"off its card, 0\.01 is allowed"):
+    with pytest.raises(ModelError, match=r"failed its self-check: .* off its card, 0\.01 is allowed"):
         pull_command.prove(CARD, check, tmp_path)
+    assert read_record(tmp_path)["self_check"]["passed"] is False
 
 
 @pytest.mark.minilm
-def test_minilm_gives_the_cosines_of_its_card(minilm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_minilm_gives_the_cosines_of_its_card(
+    minilm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     card = cards.card("all-MiniLM-L6-v2")
     assert card is not None
     assert card.self_check is not None
-    pull_command.prove(card, card.self_check, minilm)
+    before = read_record(minilm)
+    for path in minilm.iterdir():  # links: the outcome goes to a record of this test's own
+        (tmp_path / path.name).symlink_to(path)
+    pull_command.prove(card, card.self_check, tmp_path)
     assert "self-check passed" in capsys.readouterr().err
+    assert read_record(tmp_path)["self_check"]["passed"] is True
+    assert read_record(minilm) == before
+
+
+# --- end to end: the command, the cards that ship, and tiny models in the very layout of the real ones
+
+
+MAIN = "granite-embedding-311m-multilingual-r2"
+SMALL = "granite-embedding-97m-multilingual-r2"
+FIRST = "granite-embedding-107m-multilingual"
+QINT8 = "openvino/openvino_model_qint8_quantized"
+
+# As in WORKER, for the whole command; its cards may come from another folder.
+COMMANDS = """
+import contextlib, io, json, os, sys
+from pathlib import Path
+from edge_embed import cards
+from edge_embed.cli import main
+
+before, shipped = dict(os.environ), cards.data_folder
+orders, sys.stdin = sys.stdin, open(os.devnull)  # a command that reads stdin must not eat the orders
+for line in orders:
+    order = json.loads(line)
+    os.environ.clear()
+    os.environ.update(before | order["environment"])
+    cards.data_folder = (lambda _: Path(order["cards"])) if order["cards"] else shipped
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(order["arguments"])
+    print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
+"""
+
+
+def shipped(name: str) -> ModelCard:
+    card = cards.card(name)
+    assert card is not None
+    return card
+
+
+def commit_of(name: str) -> str:
+    source = shipped(name).source
+    assert isinstance(source, HubSource)
+    return source.revision
+
+
+@dataclass
+class Machine:
+    """A machine that reaches no other hub than ours: its home, its commands, the cards it was given."""
+
+    process: "subprocess.Popen[str]"
+    home: Path
+    cards: Path | None = None  # None: those that ship
+
+    def __call__(self, *arguments: str, **environment: str) -> tuple[int, str, str]:
+        """Run a command; exit code, stdout, stderr."""
+        order = {
+            "arguments": arguments,
+            "cards": str(self.cards) if self.cards else None,
+            "environment": {"EDGE_EMBED_HOME": str(self.home)} | environment,
+        }
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        code, out, err = json.loads(self.process.stdout.readline())
+        return code, out, err
+
+    def folder(self, name: str = MAIN) -> Path:
+        return self.home / "models" / name
+
+    def refuses(self, *arguments: str, **environment: str) -> str:
+        """The last line on stderr of a pull that exits with 2 and leaves no model folder."""
+        code, out, err = self("pull", MAIN, *arguments, **environment)
+        assert (code, out) == (2, "")
+        assert not self.folder().exists()
+        line = err.splitlines()[-1]
+        assert line.startswith("edge-embed: ")
+        return line
+
+
+@pytest.fixture(scope="module")
+def commands(
+    server: HubServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator["subprocess.Popen[str]"]:
+    environment = child_environment(server.url, tmp_path_factory.mktemp("commands"))
+    command = [sys.executable, "-c", COMMANDS]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        yield process
+
+
+@pytest.fixture
+def machine(commands: "subprocess.Popen[str]", tmp_path: Path) -> Machine:
+    return Machine(commands, tmp_path / "home")
+
+
+@pytest.fixture(scope="module")
+def main_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny ModernBERT with GeGLU, as the 311m is a large one."""
+    return tiny_modernbert(tmp_path_factory.mktemp("main"))
+
+
+@pytest.fixture(scope="module")
+def main_files(main_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What the repository of the 311m holds: checkpoint, both IRs, the files beside them."""
+    folder = build(main_checkpoint, tmp_path_factory.mktemp("main-ir") / "built")
+    built = contents(folder)
+    del built[RECORD]
+    # Only the name of the static INT8 file matters here, as the self-check runs in float32.
+    twins = {QINT8 + path[-4:]: built[path] for path in (IR, WEIGHTS)}
+    return built | twins | {CHECKPOINT: (main_checkpoint / CHECKPOINT).read_bytes(), "README.md": b"# card"}
+
+
+@pytest.fixture
+def main_hub(server: HubServer, main_files: dict[str, bytes]) -> Iterator[HubServer]:
+    """The server with the tiny 311m under the real one's name and commit."""
+    server.reset()
+    server.add(shipped(MAIN).hub_id, commit_of(MAIN), main_files)
+    yield server
+    assert {request.method for request in server.requests} <= {"GET"}
+
+
+def official_cosines(folder: Path, check: SelfCheck) -> list[list[float]]:
+    """The cosines of a self-check's texts by sentence-transformers, with torch."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    queries, passages = model.encode_query(list(check.queries)), model.encode_document(list(check.passages))
+    found: list[list[float]] = model.similarity(queries, passages).tolist()
+    return found
+
+
+def card_of_tiny(checkpoint: Path, name: str, target: Path) -> Path:
+    """A folder with the card that ships, in which the tiny model's own cosines stand, and no hashes."""
+    check = shipped(name).self_check
+    assert check is not None
+    text = (data_folder("models") / name / "model.toml").read_text("utf-8")
+    rows = json.dumps(official_cosines(checkpoint, check))
+    text, changed = re.subn(r"cosine = \[.*?\n\]", f"cosine = {rows}", text, flags=re.DOTALL)
+    assert changed == 1
+    text = re.sub(r'(?m)^".*" = "[0-9a-f]{64}"$', "", text)
+    (target / name).mkdir(parents=True)
+    (target / name / "model.toml").write_text(text, "utf-8")
+    return target
+
+
+@pytest.fixture(scope="module")
+def main_card(main_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return card_of_tiny(main_checkpoint, MAIN, tmp_path_factory.mktemp("cards"))
+
+
+@pytest.fixture
+def trusting(machine: Machine, main_card: Path) -> Machine:
+    """A machine whose card states the cosines of the tiny model."""
+    return replace(machine, cards=main_card)
+
+
+@pytest.mark.reference
+def test_pull_brings_the_main_model_and_proves_it(main_hub: HubServer, trusting: Machine) -> None:
+    code, out, err = trusting("pull", MAIN, "--json")
+    assert code == 0
+    folder, summary = out.splitlines()
+    assert folder == str(trusting.folder())
+    assert f"{MAIN}: licence Apache-2.0" in err
+    assert "Gemma Terms of Use" in err
+    assert f"{MAIN}: self-check passed, cosines within " in err
+
+    outcome = json.loads(summary)["self_check"]
+    assert (outcome["passed"], outcome["tolerance"]) == (True, 0.005)
+    assert 0 <= outcome["difference"] < 1e-5
+    assert read_record(trusting.folder())["self_check"] == outcome
+    source = shipped(MAIN).source
+    assert isinstance(source, HubSource)
+    held = set(contents(trusting.folder()))
+    assert {*source.files, RECORD} <= held <= {*source.files, *source.optional_files, RECORD}
+
+    code, out, _ = trusting("verify", MAIN, "--json")
+    assert code == 0
+    assert json.loads(out.splitlines()[-1])["self_check"] == outcome
+    code, out, _ = trusting("similarity", "-m", MAIN, "-q", "the cat", "a dog", "the red house", "--json")
+    assert code == 0
+    assert np.shape(json.loads(out.splitlines()[-1])["similarity"]) == (1, 2)
+
+
+@pytest.mark.reference
+def test_a_second_pull_needs_no_network_and_does_not_prove_again(
+    main_hub: HubServer, trusting: Machine
+) -> None:
+    trusting("pull", MAIN)
+    asked = len(main_hub.requests)
+    code, out, err = trusting("pull", MAIN, HF_HUB_OFFLINE="1")
+    assert (code, out) == (0, f"{trusting.folder()}\n")
+    assert "self-check" not in err
+    assert len(main_hub.requests) == asked
+
+
+@pytest.mark.reference
+def test_a_self_check_that_was_skipped_is_made_up_for(main_hub: HubServer, trusting: Machine) -> None:
+    assert "self-check" not in trusting("pull", MAIN, "--no-build")[2]
+    assert "self-check passed" in trusting("pull", MAIN)[2]
+
+
+@pytest.mark.reference
+def test_a_model_that_fails_its_self_check_is_told_and_refused_by_name(
+    main_hub: HubServer, machine: Machine, main_card: Path
+) -> None:
+    # A process of its own, and the card that ships: the tiny model's cosines are not IBM's.
+    environment = child_environment(main_hub.url, machine.home) | {"EDGE_EMBED_HOME": str(machine.home)}
+    finished = subprocess.run(
+        [sys.executable, "-m", "edge_embed", "pull", MAIN], env=environment, capture_output=True, text=True
+    )
+    assert (finished.returncode, finished.stdout) == (2, "")
+    line = finished.stderr.splitlines()[-1]
+    assert line.startswith(f"edge-embed: {MAIN} failed its self-check: cosines up to ")
+    assert "off its card, 0.005 is allowed" in line
+    assert line.endswith(str(machine.folder()))
+    assert read_record(machine.folder())["self_check"]["passed"] is False
+
+    for command in ("embed", "info"):
+        code, out, err = machine(command, "-m", MAIN)
+        assert (code, out) == (2, "")
+        [line] = err.splitlines()
+        assert line.startswith(f"edge-embed: {MAIN} failed its self-check, so its vectors cannot be trusted")
+    assert machine("info", "-m", str(machine.folder()))[0] == 0
+    assert machine("pull", MAIN)[0] == 2  # tried again, without a download, and no better
+    assert len(main_hub.downloads(WEIGHTS)) == 1
+    corrected = replace(machine, cards=main_card)
+    assert corrected("pull", MAIN)[0] == 0
+    assert corrected("info", "-m", MAIN)[0] == 0
+
+
+@pytest.mark.reference
+def test_a_pull_that_was_cut_off_goes_on_where_it_was(main_hub: HubServer, trusting: Machine) -> None:
+    main_hub.cuts[WEIGHTS] = [10_000, 0]
+    line = trusting.refuses()
+    assert line.startswith(
+        f"edge-embed: {WEIGHTS} of {shipped(MAIN).hub_id}: the connection to {main_hub.url} "
+    )
+    assert line.endswith("pull again, what has arrived is kept")
+    main_hub.requests.clear()
+    code, _, err = trusting("pull", MAIN)
+    assert code == 0
+    assert "self-check passed" in err
+    assert [request.range for request in main_hub.downloads(WEIGHTS)] == ["bytes=10000-"]
+
+
+def test_the_command_says_what_went_wrong_and_what_to_do(main_hub: HubServer, machine: Machine) -> None:
+    repository, commit = shipped(MAIN).hub_id, commit_of(MAIN)
+    assert machine.refuses(HF_HUB_OFFLINE="1") == (
+        f"edge-embed: {repository} cannot be pulled: HF_HUB_OFFLINE is set; "
+        "unset it, or copy the model folder here"
+    )
+    main_hub.token = "secret"
+    assert machine.refuses() == (
+        f"edge-embed: {repository} is refused (401): it is private or does not exist; "
+        "if it is yours, set HF_TOKEN"
+    )
+    main_hub.token = None
+    assert machine.refuses("--revision", "nightly") == (
+        f"edge-embed: {repository} has no revision nightly on the hub (404)"
+    )
+    main_hub.corrupt[WEIGHTS] = b"x" * len(main_hub.repositories[repository][commit][WEIGHTS])
+    assert f"{WEIGHTS} of {repository} has sha256 " in machine.refuses()
+    del main_hub.repositories[repository]
+    assert machine.refuses() == f"edge-embed: {repository} is not on the hub at revision {commit} (404)"
+
+
+def test_another_revision_is_not_held_to_the_card_and_stays(main_hub: HubServer, machine: Machine) -> None:
+    files = main_hub.repositories[shipped(MAIN).hub_id][commit_of(MAIN)]
+    main_hub.add(shipped(MAIN).hub_id, NEWER, files)
+    code, _, err = machine("pull", MAIN, "--revision", "main")
+    assert code == 0
+    assert "self-check" not in err
+    code, _, err = machine("pull", MAIN)
+    assert code == 0
+    assert f"{MAIN}: kept, but not at the card's revision; --force brings that" in err
+    assert read_record(machine.folder())["source"]["revision"] == NEWER
+    assert machine("pull", MAIN, "--force")[0] == 2  # the card's own, which the tiny model is not
+    assert read_record(machine.folder())["source"]["revision"] == commit_of(MAIN)
+
+
+@pytest.mark.reference
+def test_the_command_adds_the_checkpoint_and_keeps_the_proof(main_hub: HubServer, trusting: Machine) -> None:
+    trusting("pull", MAIN)
+    outcome = read_record(trusting.folder())["self_check"]
+    code, _, err = trusting("pull", MAIN, "--checkpoint")
+    assert code == 0
+    assert "self-check" not in err
+    assert "building" not in err
+    record = read_record(trusting.folder())
+    assert record["self_check"] == outcome
+    assert CHECKPOINT in record["files"]
+    assert trusting("verify", MAIN)[0] == 0
+
+
+@pytest.mark.reference
+def test_a_small_model_without_an_ir_is_built_and_proved(
+    server: HubServer, machine: Machine, tmp_path: Path
+) -> None:
+    checkpoint = tiny_modernbert(tmp_path / "checkpoint", hidden_activation="silu")
+    server.reset()
+    server.add(shipped(SMALL).hub_id, commit_of(SMALL), contents(checkpoint))
+    machine = replace(machine, cards=card_of_tiny(checkpoint, SMALL, tmp_path / "cards"))
+    code, _, err = machine("pull", SMALL)
+    assert code == 0
+    assert f"{SMALL}: building the IR" in err
+    assert f"{SMALL}: self-check passed" in err
+    assert {CHECKPOINT, IR, WEIGHTS} <= read_record(machine.folder(SMALL))["files"].keys()
+
+
+@pytest.mark.reference
+def test_a_model_of_the_first_generation_is_built_of_its_checkpoint(
+    server: HubServer, machine: Machine, tmp_path: Path
+) -> None:
+    checkpoint = tiny_roberta(tmp_path / "checkpoint")
+    server.reset()
+    server.add(shipped(FIRST).hub_id, commit_of(FIRST), contents(checkpoint))
+    code, _, err = machine("pull", FIRST)
+    assert code == 0
+    assert f"{FIRST}: building the IR" in err
+    texts = SelfCheck(("the cat sat", "you"), ("a red house", "the dog runs"), (), 0)
+    code, out, _ = machine(
+        "similarity", "-m", FIRST, *(f"-q={q}" for q in texts.queries), *texts.passages, "--json"
+    )
+    assert code == 0
+    found = json.loads(out.splitlines()[-1])["similarity"]
+    np.testing.assert_allclose(found, official_cosines(checkpoint, texts), atol=1e-4)

@@ -1,4 +1,4 @@
-"""store, cards and record: from a reference to a folder, in the layouts that huggingface_hub leaves."""
+"""store and record: from a reference to a folder, in the layouts that huggingface_hub leaves."""
 
 import hashlib
 import json
@@ -9,11 +9,9 @@ from pathlib import Path
 import pytest
 
 from edge_embed import cards, store
-from edge_embed.cards import HubSource, ModelCard, WheelSource, read_card
 from edge_embed.cli import main
 from edge_embed.errors import IntegrityError, ModelError, ModelNotFoundError
 from edge_embed.record import RECORD, file_entries, hash_file, read_record, write_record
-from edge_embed.resources import data_folder
 from tests.hub_server import HubServer
 from tests.test_pull import child_environment
 
@@ -266,120 +264,30 @@ def test_a_reference_that_is_not_a_model_folder_says_what_it_is(tmp_path: Path) 
         assert str(caught.value) == f"{tmp_path / name} {complaint}"
 
 
-# --- cards
+@pytest.mark.parametrize("ref", ["x" * 300, f"org/{'x' * 300}", "/".join(["x" * 200] * 30)])
+def test_an_endless_name_is_one_short_line(ref: str) -> None:
+    for reference in (ref, Path(ref)):
+        with pytest.raises(ModelNotFoundError) as caught:
+            store.resolve(reference)
+        line = str(caught.value)
+        assert line.startswith(f"{ref[:60]}... ({len(ref):,} characters) ")
+        assert ref not in line
+        assert "\n" not in line
 
 
-def test_every_card_reads_and_has_a_page() -> None:
-    names = [card.name for card in cards.cards()]
-    assert "all-MiniLM-L6-v2" in names
-    assert MAIN in names
-    for name in names:
-        assert (data_folder("models") / name / "README.md").read_text("utf-8").startswith(f"# {name}\n")
-
-
-def test_a_card_is_found_by_name_and_by_hub_id() -> None:
-    assert cards.card(MAIN) is not None
-    assert cards.card(MAIN) == cards.card(HUB_ID)
-    assert cards.card("granite") is None
-
-
-def test_the_main_card_says_what_the_model_is() -> None:
-    card = cards.card(MAIN)
-    assert card is not None
-    assert (card.architecture, card.pooling, card.dim, card.max_tokens) == ("modernbert", "cls", 768, 32768)
-    assert card.truncate_dims == (768, 512, 384, 256, 128)
-    assert (len(card.languages), len(set(card.languages)), len(card.code_languages)) == (52, 52, 9)
-    assert isinstance(card.source, HubSource)
-    assert "openvino/openvino_model.bin" in card.source.files
-    assert any("Gemma" in note for note in card.licence_notes)
-    assert card.self_check is not None
-    assert card.self_check.cosine[1] == (0.6780, 0.9598, 0.7062)
-
-
-def test_the_wheel_card_pins_every_file_by_hash() -> None:
-    card = cards.card("all-MiniLM-L6-v2")
-    assert card is not None
-    assert isinstance(card.source, WheelSource)
-    assert card.source.sha256 == "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
-    assert {"config.json", "model.safetensors", "1_Pooling/config.json"} <= set(card.sha256)
-
-
-GOOD_CARD = """
-name = "tiny"
-hub_id = "org/tiny"
-architecture = "bert"
-licence = "Apache-2.0"
-licence_notes = []
-pooling = "cls"
-normalize = true
-dim = 8
-truncate_dims = [8, 4]
-max_tokens = 16
-languages = ["en"]
-code_languages = []
-[prompts]
-query = "query: "
-[source]
-kind = "hub"
-revision = "0123456789012345678901234567890123456789"
-files = ["config.json"]
-optional_files = []
-[sha256]
-[self_check]
-queries = ["a", "b"]
-passages = ["c"]
-cosine = [[0.5], [0.25]]
-tolerance = 0.01
-"""
-
-
-def read_text(folder: Path, text: str) -> ModelCard:
-    path = folder / "tiny" / "model.toml"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(text)
-    return read_card(path.parent)
-
-
-def test_a_card_is_read_as_written(tmp_path: Path) -> None:
-    card = read_text(tmp_path, GOOD_CARD)
-    assert card.truncate_dims == (8, 4)
-    assert card.prompts == {"query": "query: "}
-    assert card.source == HubSource("0123456789" * 4, ("config.json",), ())
-    assert card.self_check is not None
-    assert card.self_check.cosine == ((0.5,), (0.25,))
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "complaint"),
-    [
-        ("dim = 8", "", "dim is missing"),
-        ("dim = 8", "dim = 8.0", "dim is 8.0, not int"),
-        ("normalize = true", "normalize = 1", "normalize is 1, not bool"),
-        ("dim = 8", "dim = 8\ndimension = 8", "unknown key dimension"),
-        ('name = "tiny"', 'name = "small"', "name 'small' is not the folder's, 'tiny'"),
-        ('"cls"', '"max"', "pooling 'max' is none of cls, mean"),
-        ("[8, 4]", "[16]", "truncate_dims [16] are not between 1 and dim 8"),
-        ("[8, 4]", '[8, "4"]', "truncate_dims holds ['4'], not int"),
-        ('"hub"', '"ftp"', "[source]: kind 'ftp' is neither hub nor wheel"),
-        (
-            "0123456789012345678901234567890123456789",
-            "main",
-            "revision 'main' is not a commit of 40 hex digits",
-        ),
-        ('["config.json"]', '["../config.json"]', "'../config.json' leaves the model folder"),
-        ("optional_files = []", "optional_files = []\nbranch = 1", "[source]: unknown key branch"),
-        ("[sha256]", '[sha256]\n"config.json" = "abc"', "sha256 of config.json is not 64 hex digits"),
-        ("[[0.5], [0.25]]", "[[0.5, 0.25]]", "[self_check]: cosine is not 2 x 1"),
-        ("tolerance = 0.01", "", "[self_check]: tolerance is missing"),
-        ("dim = 8", "dim = ", "cannot be read"),
-    ],
-)
-def test_a_card_with_a_slip_is_refused(tmp_path: Path, old: str, new: str, complaint: str) -> None:
-    assert GOOD_CARD.count(old) == 1
-    with pytest.raises(ModelError) as caught:
-        read_text(tmp_path, GOOD_CARD.replace(old, new))
-    assert complaint in str(caught.value)
-    assert "model.toml" in str(caught.value)
+def test_a_name_is_refused_while_its_self_check_stands_failed(tmp_path: Path) -> None:
+    folder = recorded(store.models_home() / MAIN)
+    outcome = {"passed": False, "difference": 0.2, "tolerance": 0.005}
+    write_record(folder, read_record(folder) | {"self_check": outcome})
+    for ref in (MAIN, HUB_ID):
+        with pytest.raises(
+            ModelError, match=f"{MAIN} failed its self-check.* pull --force {MAIN};.*{folder}$"
+        ):
+            store.resolve(ref)
+    assert store.resolve(folder) == folder
+    assert store.resolve(str(folder)) == folder
+    write_record(folder, read_record(folder) | {"self_check": outcome | {"passed": True}})
+    assert store.resolve(MAIN) == folder
 
 
 # --- record and verify
@@ -450,6 +358,14 @@ def test_verify_names_an_ir_that_nobody_recorded(tmp_path: Path) -> None:
     report = store.verify(folder)
     assert report.unrecorded == ("openvino/openvino_model_int8_weights.xml",)
     assert report.wrong == ()
+
+
+def test_verify_reports_the_recorded_self_check(tmp_path: Path) -> None:
+    folder = recorded(tmp_path / "tiny")
+    assert store.verify(folder).self_check is None
+    outcome = {"passed": True, "difference": 1e-5, "tolerance": 0.005}
+    write_record(folder, read_record(folder) | {"self_check": outcome})
+    assert store.verify(folder).self_check == outcome
 
 
 def test_verify_follows_the_folder_when_it_is_moved(tmp_path: Path) -> None:

@@ -30,6 +30,10 @@ def run(args: argparse.Namespace) -> int:
     for path in report.unrecorded:
         print(f"{'new':8}{path}")
         print(f"verify: {path} is not in the record; nothing vouches for it", file=sys.stderr)
+    if report.self_check:
+        check = report.self_check
+        state = "passed" if check.get("passed") else "FAILED"
+        print(f"self-check {state}: {check.get('difference')} off, {check.get('tolerance')} allowed")
     if args.json:
         print(json.dumps({"ok": not report.wrong} | asdict(report) | {"folder": str(folder)}))
     if report.wrong:
