@@ -1,5 +1,6 @@
 """Embedder: texts in, vectors out. Knows the order of the steps; each step lives in a module of its own."""
 
+import json
 import logging
 import sys
 import threading
@@ -13,17 +14,16 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_embed import batching, calibration, cards, ir, output_ranges, store, vectors
+from edge_embed import batching, calibration, cards, ir, output_ranges, prepare, store, vectors
 from edge_embed.errors import InputError, ModelError, NumericsError
 from edge_embed.hardware import machine
 from edge_embed.manifest import Manifest, read_manifest
 from edge_embed.plan import Plan, make_plan
-from edge_embed.record import read_record
-from edge_embed.runtime import Runtime, check_finite
+from edge_embed.record import check_json_files, read_record
+from edge_embed.runtime import Runtime, check_device, check_finite
 from edge_embed.tokenization import Tokenizer, Tokens
 
 if TYPE_CHECKING:
-    from openvino import Model
     from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
@@ -83,10 +83,12 @@ class Embedder:
         Errors: ModelNotFoundError, ModelError, InputError, DeviceError; each one line that says what to do.
         """
         self.folder: Path = store.resolve(model)
+        record = read_record(self.folder)
+        check_json_files(self.folder, record)
         self.manifest: Manifest = read_manifest(self.folder)
         self.max_tokens = self._limit(max_tokens)
         self.prompts: Mapping[str, str] = dict(self.manifest.prompts)
-        card = cards.card(str(model)) or cards.card(read_record(self.folder).get("name", ""))
+        card = cards.card(str(model)) or cards.card(record.get("name", ""))
         self.truncate_dims: tuple[int, ...] = card.truncate_dims if card else ()
         self._truncate_dim = self._check_dim(
             self.manifest.truncate_dim if truncate_dim is None else truncate_dim
@@ -97,9 +99,10 @@ class Embedder:
             )
 
         cache = store.home() / "compiled" if cache_dir is None else Path(cache_dir) if cache_dir else None
-        self.plan: Plan = make_plan(
+        plan = make_plan(
             machine(),
             ir.find_files(self.folder),
+            max_tokens=self.max_tokens,
             compute_type=compute_type,
             device=device,
             threads=threads,
@@ -107,16 +110,24 @@ class Embedder:
             cache=cache,
             cache_asked=bool(cache_dir),
         )
+        check_device(plan)
         # A large tokenizer takes a second to parse and releases the GIL, as compiling does: side by side.
         with ThreadPoolExecutor(1, "edge-embed-tokenizer") as side:
             tokenizer = side.submit(
                 Tokenizer, self.folder, max_tokens=self.max_tokens, lower_case=self.manifest.lower_case
             )
-            head = f"{self.manifest.pooling} normalize={self.manifest.normalize}"
-            self._runtime = Runtime(self.plan, self._prepare, head)
+            facts = prepare.read_facts(self.folder, self.manifest)
+            self.plan: Plan = prepare.prepare(plan, facts, spare=store.home() / "prepared")
+            self._runtime = Runtime(
+                self.plan,
+                lambda model, form: prepare.graph(self.plan, facts, model, form),
+                json.dumps([prepare.made_from(self.plan, facts), self.manifest.normalize]),
+            )
             self._tokenizer = tokenizer.result()
         self._tokenizer.check_fits(self.manifest.vocabulary)
-        self._rungs = batching.ladder(self.max_tokens)
+        lengths = self.plan.static_lengths
+        self._rungs = np.array(lengths, np.int64) if lengths else batching.ladder(self.max_tokens)
+        self._most_rows = 1 if lengths else batching.ROWS[-1]
         self._ranges: dict[int, vectors.Ranges] = {}
         self._ranges_lock = threading.Lock()
 
@@ -291,7 +302,7 @@ class Embedder:
             np.minimum(tokens.lengths, self.max_tokens),
             self._rungs,
             token_budget=self.plan.token_budget if batch_size is None else sys.maxsize,
-            max_rows=batch_size or batching.ROWS[-1],
+            max_rows=min(batch_size or self._most_rows, self._most_rows),
         )
         pad_id = self.manifest.pad_id
         yield from self._runtime.run_many(
@@ -335,19 +346,6 @@ class Embedder:
         with progress_bar(len(texts), show_progress_bar, "Measuring int8 ranges") as bar:
             rows = self._embed(texts, plain, Overflow(self.max_tokens, refuse=False), bar)
         return vectors.measure_ranges(rows)
-
-    def _prepare(self, model: "Model") -> "Model":
-        """Put pooling and normalisation into a graph that gives token vectors."""
-        from edge_embed.graph import passes
-
-        ports = passes.standardize(model)
-        rows = passes.token_table_rows(ports)
-        if rows is not None and self.manifest.vocabulary is not None and rows < self.manifest.vocabulary:
-            raise ModelError(
-                f"{self.plan.file} looks up {rows} token rows, but config.json says vocab_size "
-                f"{self.manifest.vocabulary}; the files are not of one model"
-            )
-        return passes.head(model, ports, self.manifest.pooling, normalize=self.manifest.normalize)
 
     def _limit(self, wish: int | None) -> int:
         own = self.manifest.max_tokens

@@ -22,6 +22,14 @@ COMPUTE_TYPES = {
     "int8": ("int8", "f32", "0"),
 }
 
+# The two forms of a model with local attention layers: short batches are faster with masks, long ones with
+# windows. A batch is run as WINDOWED when its texts have more tokens than the plan's `windowed_from`.
+PLAIN, WINDOWED = "plain", "windowed"
+WINDOWED_FROM = 512
+
+# An NPU takes fixed shapes only. Shorter ones than this are hardly faster there.
+SHORTEST_STATIC = 32
+
 # Padded tokens per batch. Larger leaves the caches, smaller reads the weights too often; flat 256 to 1,024.
 TOKEN_BUDGET = 512
 
@@ -39,6 +47,10 @@ class Plan:
     streams: int
     token_budget: int
     cache: Path | None  # folder of compiled blobs
+    static_lengths: tuple[int, ...]  # T of the only shapes that the device takes, (1, T); empty: any shape
+    weight_only: bool  # a static INT8 file is to be run without quantizing activations
+    passes: tuple[str, ...]  # changes of the graph that are taken, in order; `prepare` decides
+    windowed_from: int | None  # padded tokens above which the WINDOWED form runs; None: never
     reasons: Mapping[str, str]
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,6 +65,9 @@ class Plan:
             "token_budget": self.token_budget,
             "properties": dict(self.properties),
             "cache": None if self.cache is None else str(self.cache),
+            "static_lengths": list(self.static_lengths),
+            "passes": list(self.passes),
+            "windowed_from": self.windowed_from,
             "reasons": dict(self.reasons),
         }
 
@@ -61,6 +76,7 @@ def make_plan(
     machine: Machine,
     files: Files,
     *,
+    max_tokens: int,
     compute_type: str = "auto",
     device: str = "CPU",
     threads: int | None = None,
@@ -70,10 +86,12 @@ def make_plan(
 ) -> Plan:
     """Decide. Wishes that are not None are followed as they are.
 
-    cache  folder for compiled blobs, None for none; used where it pays, or if `cache_asked` wherever it can
+    max_tokens  the longest text that will come
+    cache       folder for compiled blobs, None for none; used where it pays, or if `cache_asked` everywhere
 
-    Errors: InputError for an unknown compute type or a count below 1, ModelNotFoundError when the folder has
-    no file for the compute type; the line says what it has and how to make the missing one.
+    Errors: InputError for an unknown compute type, for one that the device lacks and for a count below 1;
+    ModelNotFoundError when the folder has no file for the compute type: the line says what it has and how to
+    make the missing one.
     """
     for name, count in (("threads", threads), ("streams", streams)):
         if count is not None and count < 1:
@@ -82,6 +100,8 @@ def make_plan(
     chosen, file = choose_file(machine, files, compute_type, reasons)
     _, precision, group = COMPUTE_TYPES[chosen]
     on_cpu = device == "CPU"
+    if precision == "bf16" and not on_cpu:
+        raise InputError(f"bfloat16 is computed on CPUs only, not on {device}; use float32")
     reasons["device"] = "runs everywhere, and is what this package is measured on" if on_cpu else "as asked"
 
     if threads is not None:
@@ -102,26 +122,31 @@ def make_plan(
             else "one stream has all threads; more were measured to gain nothing"
         )
 
-    properties = {
-        "INFERENCE_PRECISION_HINT": precision,
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": group,
-        "NUM_STREAMS": str(streams),
-    }
-    reasons["NUM_STREAMS"] = "the plan's streams"
-    reasons["INFERENCE_PRECISION_HINT"] = (
-        "bfloat16 was asked for"
-        if precision == "bf16"
-        else "pinned: OpenVINO's default is bfloat16 on some CPUs"
-    )
-    reasons["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = (
-        "activations in groups of 32, as int8_dynamic says"
-        if group != "0"
-        else "pinned off: OpenVINO's default is 32"
-    )
-    reasons["NUM_STREAMS"] = "the streams above"
+    kind = device_kind(device)
+    if (
+        kind == "NPU"
+    ):  # it has no other precision, takes no group size, and tells its streams instead of taking them
+        properties = {"INFERENCE_PRECISION_HINT": "f16"}
+        reasons["INFERENCE_PRECISION_HINT"] = "an NPU computes in float16, whatever is stored"
+    else:
+        properties = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": group,
+            "NUM_STREAMS": str(streams),
+        }
+        reasons["INFERENCE_PRECISION_HINT"] = (
+            "bfloat16 was asked for"
+            if precision == "bf16"
+            else "pinned: OpenVINO's default is bfloat16 on some CPUs, float16 on GPUs"
+        )
+        reasons["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = (
+            "activations in groups of 32, as int8_dynamic says"
+            if group != "0"
+            else "pinned off: OpenVINO's default is 32"
+        )
+        reasons["NUM_STREAMS"] = "the streams above"
     if on_cpu:
         properties["INFERENCE_NUM_THREADS"] = str(threads)
-        reasons["INFERENCE_NUM_THREADS"] = "the threads above"
         reasons["INFERENCE_NUM_THREADS"] = "the plan's threads, shared by all streams"
         properties["CPU_DENORMALS_OPTIMIZATION"] = "YES"
         reasons["CPU_DENORMALS_OPTIMIZATION"] = (
@@ -129,6 +154,12 @@ def make_plan(
         )
     reasons["token_budget"] = "measured: flat from 256 to 1,024 padded tokens a batch"
     cache, reasons["cache"] = choose_cache(cache, cache_asked, chosen, file, on_cpu)
+    lengths = static_lengths(max_tokens) if kind == "NPU" else ()
+    reasons["windowed_from"] = (
+        "not with fixed shapes"
+        if lengths
+        else "measured: longer texts are faster with windows than with masks"
+    )
     return Plan(
         folder=files.folder,
         file=file,
@@ -139,8 +170,27 @@ def make_plan(
         streams=streams,
         token_budget=TOKEN_BUDGET,
         cache=cache,
+        static_lengths=lengths,
+        weight_only=chosen == "int8" and on_cpu and not machine.has_int8_dot,
+        passes=(),
+        windowed_from=None if lengths else WINDOWED_FROM,
         reasons=reasons,
     )
+
+
+def device_kind(device: str) -> str:
+    """CPU, GPU, NPU or AUTO of OpenVINO's device names, as GPU.1 or AUTO:GPU,CPU."""
+    return device.partition(":")[0].partition(".")[0]
+
+
+def static_lengths(max_tokens: int) -> tuple[int, ...]:
+    """Powers of two up to max_tokens, and that one: each is a compilation, which takes an NPU long.
+
+    >>> static_lengths(300)
+    (32, 64, 128, 256, 300)
+    """
+    lengths = [SHORTEST_STATIC << i for i in range(max(1, max_tokens).bit_length())]
+    return (*(length for length in lengths if length < max_tokens), max_tokens)
 
 
 def choose_cache(

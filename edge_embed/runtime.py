@@ -8,18 +8,20 @@ import os
 import queue
 import shutil
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed import atomic, ir
 from edge_embed.errors import DeviceError, OutputError
-from edge_embed.plan import Plan
+from edge_embed.plan import PLAIN, WINDOWED, Plan, device_kind
 
 if TYPE_CHECKING:
     from openvino import CompiledModel, Core, InferRequest, Model
@@ -28,32 +30,51 @@ logger = logging.getLogger(__name__)
 
 Tag = TypeVar("Tag")
 
-# Changing what is done to a graph before it is compiled must change this, so that no old blob is taken.
-PREPARATION = 1
-
 MADV_DONTNEED = 4  # <sys/mman.h> on Linux
 
 
-class Runtime:
-    """One compiled model and its pool of requests. Any number of threads may call `run` and `run_many`."""
+# Makes the graph of one form (of plan.PLAIN, plan.WINDOWED) from the model of the plan's file.
+Prepare = Callable[["Model", str], "Model"]
 
-    def __init__(self, plan: Plan, prepare: Callable[["Model"], "Model"], prepare_key: str) -> None:
+
+class Runtime:
+    """A plan's model, compiled form by form, each with a pool of requests.
+
+    The plain form is compiled at once, another when a batch first needs it. Any number of threads may call
+    `run` and `run_many`.
+    """
+
+    def __init__(self, plan: Plan, prepare: Prepare, prepare_key: str) -> None:
         """Read, prepare and compile, or import the blob that an earlier start left in the plan's cache.
 
         prepare      turns the model of the file into one with a single (B, D) output
         prepare_key  says what prepare does, for the blob's name
-        Errors: DeviceError for a device that is not there, ModelError for files that do not fit together.
+        Errors: DeviceError for a device that cannot compile it, ModelError for files that do not fit.
         """
-        # A thread of its own: CPU_DENORMALS_OPTIMIZATION leaves the thread that compiles with denormals off.
-        with ThreadPoolExecutor(1, "edge-embed-compile") as side:
-            compiled, self.loaded_from_cache = side.submit(load, plan, prepare, prepare_key).result()
-        self.compiled = compiled
-        self.inputs: tuple[str, ...] = tuple(port.get_any_name() for port in compiled.inputs)
-        # SimpleQueue: its get and put are atomic, and a thread that waits for a request holds no lock.
-        self._idle: queue.SimpleQueue[InferRequest] = queue.SimpleQueue()
-        for _ in range(plan.streams):
-            self._idle.put(compiled.create_infer_request())
-        self._streams = plan.streams
+        self._plan, self._prepare, self._prepare_key = plan, prepare, prepare_key
+        self._pools: dict[tuple[str, int | None], Pool] = {}
+        self._lock = threading.Lock()
+        first = self._pool(plan.static_lengths[0] if plan.static_lengths else 1)
+        self.loaded_from_cache = first.loaded_from_cache
+        self.compiled = first.compiled
+        self.inputs: tuple[str, ...] = tuple(port.get_any_name() for port in first.compiled.inputs)
+
+    def _pool(self, tokens: int) -> "Pool":
+        """The compiled form for batches of so many padded tokens, made at its first use."""
+        plan = self._plan
+        windowed = plan.windowed_from is not None and tokens > plan.windowed_from
+        form = (WINDOWED if windowed else PLAIN, tokens if plan.static_lengths else None)
+        pool = self._pools.get(form)
+        if pool is None:
+            with self._lock:
+                pool = self._pools.get(form)
+                if pool is None:
+                    # A thread of its own: CPU_DENORMALS_OPTIMIZATION leaves the thread that compiles with
+                    # denormals off.
+                    with ThreadPoolExecutor(1, "edge-embed-compile") as side:
+                        loaded = side.submit(load, plan, self._prepare, self._prepare_key, *form).result()
+                    pool = self._pools[form] = Pool(*loaded, plan.streams)
+        return pool
 
     def effective(self, name: str) -> str:
         """A property as the compiled model reports it."""
@@ -61,47 +82,40 @@ class Runtime:
 
     def run(self, input_ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
         """input_ids and mask (B, T) int64 -> a new (B, D) float32 array."""
-        request = self._idle.get()
-        try:
+        with self._pool(input_ids.shape[1]).request() as request:
             request.infer(self._feed(input_ids, mask), share_inputs=True)
             return take_output(request)
-        finally:
-            self._idle.put(request)
 
     def run_many(
         self, batches: Iterable[tuple[Tag, NDArray[np.int64], NDArray[np.int64]]]
     ) -> Iterator[tuple[Tag, NDArray[np.float32]]]:
         """Run (tag, input_ids, mask) batches on all streams; yields (tag, (B, D) float32) in their order."""
-        if self._streams == 1:
+        if self._plan.streams == 1:
             for tag, input_ids, mask in batches:
                 yield tag, self.run(input_ids, mask)
             return
-        running: deque[tuple[Tag, InferRequest, dict[str, NDArray[np.int64]]]] = deque()
+        running: deque[Running[Tag]] = deque()
         try:
             for tag, input_ids, mask in batches:
-                # Wait for our own oldest before taking another request, else two callers could starve.
-                if len(running) == self._streams or (running and self._idle.empty()):
-                    yield self._finish(running)
+                pool = self._pool(input_ids.shape[1])
+                # Wait for our own oldest before taking another request, else two callers could starve: each
+                # would hold what the other waits for. So nothing of another form is held, either.
+                while running and running[0].pool is not pool:
+                    yield finish(running)
+                if len(running) == self._plan.streams or (running and pool.idle.empty()):
+                    yield finish(running)
                 feed = self._feed(input_ids, mask)
-                request = self._idle.get()
-                running.append((tag, request, feed))  # the feed's memory is shared until the request is done
+                request = pool.idle.get()
+                running.append(Running(tag, pool, request, feed))
                 request.start_async(feed, share_inputs=True)
             while running:
-                yield self._finish(running)
+                yield finish(running)
         finally:
             while running:  # the caller stopped early or a batch failed
-                _, request, _ = running.popleft()
+                batch = running.popleft()
                 with contextlib.suppress(RuntimeError):  # the first error is on its way already
-                    request.wait()
-                self._idle.put(request)
-
-    def _finish(self, running: "deque[tuple[Tag, InferRequest, Any]]") -> tuple[Tag, NDArray[np.float32]]:
-        tag, request, _ = running.popleft()
-        try:
-            request.wait()
-            return tag, take_output(request)
-        finally:
-            self._idle.put(request)
+                    batch.request.wait()
+                batch.pool.idle.put(batch.request)
 
     def _feed(self, input_ids: NDArray[np.int64], mask: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
         feed = {"input_ids": input_ids, "attention_mask": mask}
@@ -110,17 +124,62 @@ class Runtime:
         return feed
 
 
-def load(plan: Plan, prepare: Callable[["Model"], "Model"], prepare_key: str) -> tuple["CompiledModel", bool]:
-    """The compiled model, and whether it came from the plan's cache."""
+class Pool:
+    """One compiled form of a model, and its idle requests."""
+
+    def __init__(self, compiled: "CompiledModel", loaded_from_cache: bool, streams: int) -> None:
+        self.compiled = compiled
+        self.loaded_from_cache = loaded_from_cache
+        # SimpleQueue: its get and put are atomic, and a thread that waits for a request holds no lock.
+        self.idle: queue.SimpleQueue[InferRequest] = queue.SimpleQueue()
+        for _ in range(streams):
+            self.idle.put(compiled.create_infer_request())
+
+    @contextlib.contextmanager
+    def request(self) -> "Iterator[InferRequest]":
+        """A request for the length of a `with` block."""
+        request = self.idle.get()
+        try:
+            yield request
+        finally:
+            self.idle.put(request)
+
+
+@dataclass(frozen=True, slots=True)
+class Running(Generic[Tag]):
+    """A batch on its way. `feed` is held because the request shares its memory."""
+
+    tag: Tag
+    pool: Pool
+    request: "InferRequest"
+    feed: dict[str, NDArray[np.int64]]
+
+
+def finish(running: deque[Running[Tag]]) -> tuple[Tag, NDArray[np.float32]]:
+    """Wait for the oldest batch and give its request back."""
+    batch = running.popleft()
+    try:
+        batch.request.wait()
+        return batch.tag, take_output(batch.request)
+    finally:
+        batch.pool.idle.put(batch.request)
+
+
+def load(
+    plan: Plan, prepare: Prepare, prepare_key: str, form: str, tokens: int | None
+) -> tuple["CompiledModel", bool]:
+    """The compiled form, and whether it came from the plan's cache; `tokens` is T where shapes are fixed."""
     import openvino
 
     core = openvino.Core()
-    check_device(core, plan)
-    blob = blob_path(core, plan, prepare_key)
+    blob = blob_path(core, plan, f"{form} {prepare_key}")
     compiled = import_blob(core, plan, blob) if blob else None
     cached = compiled is not None
     if compiled is None:
-        compiled = compile_model(core, prepare(ir.read(core, plan.file)), plan)
+        model = prepare(ir.read(core, plan.file), form)
+        if tokens is not None:
+            model.reshape({port: [1, tokens] for port in model.inputs})
+        compiled = compile_model(core, model, plan)
         if blob:
             export_blob(compiled, blob)
     release_pages(plan.file.with_suffix(".bin"))
@@ -152,12 +211,15 @@ def take_output(request: "InferRequest") -> NDArray[np.float32]:
     return np.array(request.get_output_tensor(0).data, np.float32)
 
 
-def check_device(core: "Core", plan: Plan) -> None:
+def check_device(plan: Plan) -> None:
     """Refuse a device that is not there, or one that cannot do what the compute type says.
 
     The CPU is not looked for: asking OpenVINO what there is loads every other device's driver.
     """
-    kind = plan.device.partition(":")[0].partition(".")[0]
+    import openvino
+
+    core = openvino.Core()
+    kind = device_kind(plan.device)
     if kind != "CPU":
         available = core.available_devices
         present = {name.partition(".")[0] for name in available}
@@ -165,7 +227,7 @@ def check_device(core: "Core", plan: Plan) -> None:
             raise DeviceError(
                 f"no device {plan.device!r} on this machine; OpenVINO finds: {', '.join(available)}"
             )
-    if plan.compute_type == "bfloat16" and kind == "CPU":
+    if plan.compute_type == "bfloat16":
         capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if "BF16" not in capabilities:
             raise DeviceError(
@@ -203,7 +265,7 @@ def blob_path(core: "Core", plan: Plan, prepare_key: str) -> Path | None:
         return None  # ir.read says what is wrong
     status = weights.stat()
     made_from = {
-        "preparation": [PREPARATION, prepare_key],
+        "preparation": prepare_key,
         "xml": hashlib.sha256(plan.file.read_bytes()).hexdigest(),
         "weights": [str(weights.absolute()), status.st_size, status.st_mtime_ns],
         "properties": dict(plan.properties),

@@ -622,7 +622,7 @@ CHECKPOINT_DAMAGES: dict[str, tuple[Callable[[Path], None], type[EdgeEmbedError]
     "unknown model": (
         edit("config.json", model_type="gpt2"),
         CheckpointError,
-        ("'gpt2'", "built are: bert, modernbert"),
+        ("'gpt2'", "built are: bert, camembert, modernbert, roberta, xlm-roberta"),
     ),
     "no tokenizer": (remove("tokenizer.json"), ModelError, ("tokenizer.json is missing",)),
     "other width": (edit("config.json", intermediate_size=65), CheckpointError, ("has shape (64, 32)", "65")),

@@ -118,7 +118,7 @@ def test_errors_that_are_kept_keep_no_request(embedder: Embedder, monkeypatch: p
         patch.setattr(module, "check_finite", lambda rows: 0)
         errors = together(*[lambda: embedder.encode(texts)] * THREADS)
     assert all(isinstance(error, NumericsError) for error in errors)
-    assert embedder._runtime._idle.qsize() == embedder.plan.streams
+    assert embedder._runtime._pool(1).idle.qsize() == embedder.plan.streams
     assert np.array_equal(embedder.encode(texts), expected)
 
 

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 from edge_embed import Embedder, vectors
 from edge_embed.build import build
-from edge_embed.errors import ModelError, ModelNotFoundError
+from edge_embed.errors import IntegrityError, ModelError, ModelNotFoundError
 from edge_embed.manifest import read_manifest
+from edge_embed.record import read_record, write_record
 
 if TYPE_CHECKING:
     import torch
@@ -220,11 +221,11 @@ def test_an_ir_that_asks_for_more_than_tokens_is_refused_with_what_it_has(
 
 
 def test_an_ir_with_pooling_in_it_is_loaded(tiny_built: Path, tmp_path: Path, expected: Vectors) -> None:
-    from edge_embed.graph import passes
+    from edge_embed.graph import head
 
     folder = without_weights(tiny_built, tmp_path / "model")
     model = openvino.Core().read_model(tiny_built / "openvino/openvino_model.xml")
-    pooled = passes.head(model, passes.standardize(model), ["mean"], normalize=False)
+    pooled = head.attach(model, head.standardize(model), ["mean"], normalize=False)
     openvino.save_model(pooled, folder / "openvino/openvino_model.xml", compress_to_fp16=False)
     assert_same(embed(folder), expected)
 
@@ -444,3 +445,26 @@ def test_damaged_weights_are_refused_with_or_without_a_compiled_blob(
     damage(tiny)
     with pytest.raises(ModelError, match=said):
         Embedder(tiny, cache_dir=tmp_path / "compiled")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "1_Pooling/config.json",
+        "config_sentence_transformers.json",
+        "modules.json",
+        "sentence_bert_config.json",
+        "tokenizer_config.json",
+    ],
+)
+def test_a_json_file_that_the_record_lists_and_that_is_gone_is_refused(tiny: Path, name: str) -> None:
+    (tiny / name).unlink()
+    with pytest.raises(IntegrityError, match=rf"{name} is missing, though edge_embed\.json lists it"):
+        Embedder(tiny, cache_dir=False)
+
+
+def test_the_index_of_shards_is_not_missed_once_the_ir_is_built(tiny: Path) -> None:
+    record = read_record(tiny)
+    record["files"]["model.safetensors.index.json"] = {"sha256": "0" * 64, "bytes": 1}
+    write_record(tiny, record)
+    assert Embedder(tiny, cache_dir=False).encode("a dog").shape == (32,)

@@ -9,7 +9,7 @@ import pytest
 from edge_embed.errors import InputError, ModelNotFoundError
 from edge_embed.hardware import Machine
 from edge_embed.ir import VARIANTS, Files
-from edge_embed.plan import COMPUTE_TYPES, Plan, choose_cache, make_plan
+from edge_embed.plan import COMPUTE_TYPES, Plan, choose_cache, make_plan, static_lengths
 
 AVX2 = frozenset({"avx", "avx2", "fma"})
 CPUS = {
@@ -56,8 +56,12 @@ def folder_with(folder: Path, *variants: str, onnx: bool = False) -> Files:
     return Files(folder, paths, folder / "onnx/model.onnx" if onnx else None)
 
 
+def planned(machine: Machine, files: Files, max_tokens: int = 8192, **wishes: Any) -> Plan:
+    return make_plan(machine, files, max_tokens=max_tokens, **wishes)
+
+
 def plan_for(folder: Path, cpu: str, *variants: str, memory: int = PLENTY, **wishes: Any) -> Plan:
-    return make_plan(machine_with(cpu, memory=memory), folder_with(folder, *variants), **wishes)
+    return planned(machine_with(cpu, memory=memory), folder_with(folder, *variants), **wishes)
 
 
 @pytest.mark.parametrize(("cpu", "variants"), list(itertools.product(CPUS, SETS)))
@@ -134,22 +138,77 @@ def test_what_openvino_would_choose_by_cpu_is_always_pinned(tmp_path: Path, cpu:
     assert ("INFERENCE_NUM_THREADS" in properties) == (device == "CPU")  # other devices refuse it
 
 
-@pytest.mark.parametrize("device", ["CPU", "GPU"])
+@pytest.mark.parametrize("device", ["NPU", "NPU.0"])
+def test_an_npu_gets_fixed_shapes_in_float16_and_no_property_that_it_refuses(
+    tmp_path: Path, device: str
+) -> None:
+    """Read-write there: the precision. Its number of streams is read-only, a group size is unknown to it."""
+    plan = plan_for(tmp_path, "avx2", "float32", device=device, streams=2, max_tokens=1000)
+    assert plan.properties == {"INFERENCE_PRECISION_HINT": "f16"}
+    assert plan.static_lengths == (32, 64, 128, 256, 512, 1000)
+    assert plan.windowed_from is None
+    assert plan.streams == 2  # requests that run at once
+
+
+@pytest.mark.parametrize("device", ["CPU", "GPU", "AUTO", "AUTO:GPU,CPU"])
+def test_other_devices_take_any_shape(tmp_path: Path, device: str) -> None:
+    plan = plan_for(tmp_path, "avx2", "float32", device=device)
+    assert plan.static_lengths == ()
+    assert plan.windowed_from is not None
+
+
+@pytest.mark.parametrize("max_tokens", [1, 31, 32, 33, 300, 32768])
+def test_fixed_lengths_end_at_the_limit_and_ascend(max_tokens: int) -> None:
+    lengths = static_lengths(max_tokens)
+    assert lengths[-1] == max_tokens
+    assert list(lengths) == sorted(set(lengths))
+    assert all(length <= max(64, 2 * shorter) for shorter, length in itertools.pairwise(lengths))
+
+
+@pytest.mark.parametrize("device", ["GPU", "NPU", "AUTO"])
+def test_bfloat16_is_for_cpus(tmp_path: Path, device: str) -> None:
+    with pytest.raises(InputError, match=f"bfloat16 is computed on CPUs only, not on {device}; use float32"):
+        plan_for(tmp_path, "amx", "float32", device=device, compute_type="bfloat16")
+
+
 @pytest.mark.parametrize(
-    "wishes",
+    ("cpu", "device", "compute_type", "expected"),
     [
-        {},
-        {"compute_type": "bfloat16"},
-        {"compute_type": "int8_dynamic"},
-        {"threads": 3, "streams": 2},
-        {"cache": Path("blobs"), "cache_asked": True},
+        ("avx2", "CPU", "int8", True),
+        ("avx512_vnni", "CPU", "int8", False),
+        ("amx", "CPU", "int8", False),
+        ("avx2", "GPU", "int8", False),
+        ("avx2", "CPU", "float32", False),
+    ],
+)
+def test_static_int8_runs_weight_only_on_cpus_without_int8_dot_products(
+    tmp_path: Path, cpu: str, device: str, compute_type: str, expected: bool
+) -> None:
+    plan = plan_for(tmp_path, cpu, *VARIANTS, device=device, compute_type=compute_type)
+    assert plan.weight_only is expected
+
+
+@pytest.mark.parametrize(
+    ("device", "wishes"),
+    [
+        ("CPU", {"compute_type": "bfloat16"}),
+        *itertools.product(
+            ["CPU", "GPU", "NPU"],
+            [
+                {},
+                {"compute_type": "int8_dynamic"},
+                {"threads": 3, "streams": 2},
+                {"cache": Path("blobs"), "cache_asked": True},
+            ],
+        ),
     ],
 )
 def test_everything_that_info_prints_has_a_reason(
     tmp_path: Path, device: str, wishes: dict[str, Any]
 ) -> None:
     plan = plan_for(tmp_path, "avx2", *VARIANTS, device=device, **wishes)
-    shown = {"compute_type", "device", "threads", "streams", "token_budget", "cache", *plan.properties}
+    shown = {"compute_type", "device", "threads", "streams", "token_budget", "cache", "windowed_from"}
+    shown |= plan.properties.keys()
 
     assert {name for name in shown if not plan.reasons.get(name)} == set()
     assert set(plan.reasons) <= shown
@@ -158,10 +217,10 @@ def test_everything_that_info_prints_has_a_reason(
 def test_threads_stay_within_cores_and_quota(tmp_path: Path) -> None:
     files = folder_with(tmp_path, "float32")
 
-    free = make_plan(machine_with(), files)
+    free = planned(machine_with(), files)
     assert (free.threads, free.properties["INFERENCE_NUM_THREADS"]) == (4, "4")
     assert free.reasons["threads"] == "4 physical of 8 logical cores"
-    limited = make_plan(machine_with(quota=2.5), files)
+    limited = planned(machine_with(quota=2.5), files)
     assert (limited.threads, limited.properties["INFERENCE_NUM_THREADS"]) == (2, "2")
     assert "quota of 2.5 cores" in limited.reasons["threads"]
 
@@ -220,14 +279,14 @@ def test_an_empty_folder_is_refused_with_the_build_command(tmp_path: Path) -> No
 
 def test_an_onnx_file_serves_only_where_there_is_no_ir(tmp_path: Path) -> None:
     alone = folder_with(tmp_path, onnx=True)
-    plan = make_plan(machine_with("amx"), alone)
+    plan = planned(machine_with("amx"), alone)
 
     assert (plan.compute_type, plan.file) == ("float32", alone.onnx)
-    assert make_plan(machine_with(), alone, compute_type="bfloat16").compute_type == "bfloat16"
+    assert planned(machine_with(), alone, compute_type="bfloat16").compute_type == "bfloat16"
     with pytest.raises(ModelNotFoundError, match=r"holds only model\.onnx; int8_dynamic needs an INT8 IR"):
-        make_plan(machine_with(), alone, compute_type="int8_dynamic")
+        planned(machine_with(), alone, compute_type="int8_dynamic")
     both = folder_with(tmp_path, "int8", onnx=True)
-    assert make_plan(machine_with(), both).file == both.variants["int8"]
+    assert planned(machine_with(), both).file == both.variants["int8"]
 
 
 @pytest.mark.parametrize(

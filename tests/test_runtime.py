@@ -4,6 +4,7 @@ import contextlib
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import pytest
 from numpy.typing import NDArray
 
 from edge_embed import Embedder, runtime
+from edge_embed import embedder as embedder_module
+from edge_embed.errors import DeviceError
+from edge_embed.plan import Plan, make_plan
 from edge_embed.runtime import Runtime, check_finite
 
 Ints = NDArray[np.int64]
@@ -54,10 +58,10 @@ def several(request: pytest.FixtureRequest, tiny_built: Path) -> Runtime:
 @pytest.fixture
 def pool(several: Runtime) -> Iterator[Runtime]:
     """A runtime that has all its requests before the test and must have them after it."""
-    count = several._streams
-    assert several._idle.qsize() == count
+    count = several._plan.streams
+    assert several._pool(1).idle.qsize() == count
     yield several
-    assert several._idle.qsize() == count, "requests were lost"
+    assert several._pool(1).idle.qsize() == count, "requests were lost"
     tags = [tag for tag, _ in several.run_many(batches())]
     assert tags == list(range(len(SHAPES)))
 
@@ -67,7 +71,7 @@ def spare(request: pytest.FixtureRequest, tiny_built: Path) -> Iterator[Runtime]
     """A runtime for one test: the CPU plugin may refuse sound batches too after one that it could not run."""
     made = runtime_of(tiny_built, streams=request.param)
     yield made
-    assert made._idle.qsize() == request.param, "requests were lost"
+    assert made._pool(1).idle.qsize() == request.param, "requests were lost"
 
 
 # Results.
@@ -199,6 +203,50 @@ def test_float32_is_computed_in_float32(one: Runtime) -> None:
         "INFERENCE_PRECISION_HINT"
     )
     assert one.effective("DYNAMIC_QUANTIZATION_GROUP_SIZE") == "0"
+
+
+# Devices.
+
+
+def test_fixed_shapes_give_the_vectors_of_any_shape(
+    tiny_built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an NPU, on the CPU: one model for each length, compiled when a text of that length comes."""
+    texts = ["the cat sat", "hello world " * 50, "", "a dog runs " * 12, "the cat sat on the mat"]
+    expected = Embedder(tiny_built, cache_dir=False).encode(texts)
+    really = make_plan
+
+    def fixed(*args: Any, **wishes: Any) -> Plan:
+        return replace(really(*args, **wishes), static_lengths=(32, 64, 128, 512), windowed_from=None)
+
+    monkeypatch.setattr(embedder_module, "make_plan", fixed)
+    embedder = Embedder(tiny_built, cache_dir=False)
+    pools = embedder._runtime._pools
+    assert set(pools) == {("plain", 32)}
+    np.testing.assert_allclose(embedder.encode(texts), expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(embedder.encode(texts, batch_size=4), expected, rtol=0, atol=1e-6)
+    assert set(pools) == {("plain", 32), ("plain", 64), ("plain", 128)}
+    for (_, length), pool in pools.items():
+        assert {tuple(port.get_shape()) for port in pool.compiled.inputs} == {(1, length)}
+
+
+def test_auto_computes_what_the_cpu_does(tiny_built: Path) -> None:
+    texts = ["the cat sat", "hello world " * 50]
+    auto = Embedder(tiny_built, device="AUTO").encode(texts)
+    np.testing.assert_allclose(auto, Embedder(tiny_built).encode(texts), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("device", ["GPU", "NPU", "GPU.1", "XPU"])
+def test_a_device_that_is_not_there_is_named_before_anything_is_compiled(
+    tiny_built: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    import openvino
+
+    if any(name.startswith(device) for name in openvino.Core().available_devices):
+        pytest.skip(f"{device} is there")
+    monkeypatch.setattr(embedder_module, "Runtime", lambda *_: pytest.fail("compiled"))
+    with pytest.raises(DeviceError, match=f"no device '{device}' on this machine; OpenVINO finds: .*CPU"):
+        Embedder(tiny_built, device=device)
 
 
 @pytest.mark.parametrize("streams", [1, 2])

@@ -4,12 +4,17 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from edge_embed import __version__
+from edge_embed import __version__, store
 from edge_embed.cli import common
 from edge_embed.hardware import machine
+from edge_embed.prepare import PASSES
+from edge_embed.record import read_record
 
 if TYPE_CHECKING:
     from edge_embed.embedder import Embedder
+
+# Keys of the plan that are printed with their reasons, before the properties.
+CHOICES = ("compute_type", "device", "threads", "streams", "token_budget", "windowed_from", "cache")
 
 HELP = "show how a model would run here: file, compute type, properties, threads, each with its reason"
 
@@ -28,9 +33,12 @@ def run(args: argparse.Namespace) -> int:
             print(f"  {key:<32} {as_text(value)}")
     print("plan")
     plan = report["plan"]
-    for key in ("compute_type", "device", "threads", "streams", "token_budget", "cache", *plan["properties"]):
+    for key in (*CHOICES, *plan["properties"]):
         value = plan["properties"].get(key, plan.get(key))
         print(f"  {key:<32} {as_text(value):<14} {plan['reasons'].get(key, '')}".rstrip())
+    print("passes")
+    for name in PASSES:
+        print(f"  {name:<32} {'taken' if name in plan['passes'] else '-':<14} {plan['reasons'][name]}")
     if args.json:
         print(json.dumps(report, ensure_ascii=False))
     return 0
@@ -53,6 +61,7 @@ def describe(embedder: "Embedder") -> dict[str, Any]:
             "limits": dict(manifest.limits),
             "prompts": dict(manifest.prompts),
             "similarity": manifest.similarity,
+            "self_check": store.self_check(read_record(plan.folder)),
         },
         "machine": machine().to_dict(),
         "plan": plan.to_dict() | {"effective": {name: effective(embedder, name) for name in plan.properties}},
