@@ -60,10 +60,13 @@ class Worker:
         self.start_seconds: float = first["at"] - began
         self.start_peak: int = first["peak_bytes"]
 
-    def encode(self, texts: Path, vectors: Path | None = None) -> dict[str, Any]:
-        """{"seconds", "peak_bytes"} of one pass over a JSON list of texts; keeps the vectors if told."""
+    def encode(self, texts: Path, vectors: Path | None = None, *, single: bool = False) -> dict[str, Any]:
+        """{"seconds", "peak_bytes"} of one pass over a JSON list of texts; keeps the vectors if told.
+
+        single  each text in a call of its own
+        """
         assert self._process.stdin is not None
-        task = {"texts": str(texts), "vectors": None if vectors is None else str(vectors)}
+        task = {"texts": str(texts), "vectors": None if vectors is None else str(vectors), "single": single}
         print(json.dumps(task), file=self._process.stdin, flush=True)
         return self._answer()
 

@@ -3,7 +3,8 @@
     python -m bench.worker PEER FOLDER THREADS CACHE BATCH_SIZE      (- is no cache, 0 the peer's own size)
 
 stdout is JSON, line by line. The first follows the first vector: {"at": time.monotonic(), "peak_bytes"}.
-Then each line {"texts": path, "vectors": path or null} on stdin is answered by {"seconds", "peak_bytes"}.
+Then each line {"texts": path, "vectors": path or null, "single": bool} on stdin is answered by
+{"seconds", "peak_bytes"}; with `single`, each text is a call of its own.
 """
 
 import importlib
@@ -33,13 +34,14 @@ def main(peer: str, folder: str, threads: str, cache: str, batch_size: str) -> N
     for line in sys.stdin:
         task = json.loads(line)
         texts = json.loads(Path(task["texts"]).read_text("utf-8"))
+        calls = [[text] for text in texts] if task["single"] else [texts]
         began = time.perf_counter()
-        vectors = encode(texts)
+        parts = [encode(call) for call in calls]
         seconds = time.perf_counter() - began
         if task["vectors"]:
             import numpy as np  # here, so that it is not counted in a start
 
-            np.save(task["vectors"], vectors)
+            np.save(task["vectors"], np.concatenate(parts))
         print(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes()}), file=answers)
 
 
