@@ -12,7 +12,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,22 @@ SYSCTL_FLAGS = {
 }
 """What macOS calls differently, in lower case."""
 
+_AMX = frozenset({"amx_tile", "amx_int8", "amx_bf16", "amx_fp16"})
+_ABOVE_BF16 = _AMX | {"avx512_fp16"}
+_ABOVE_VNNI = _ABOVE_BF16 | {"avx512_bf16"}
+_ABOVE_AVX512 = _ABOVE_VNNI | {"avx512_vnni", "avx_vnni"}
+_AVX512 = frozenset({"avx512f", "avx512bw", "avx512vl"}) | (_ABOVE_AVX512 - {"avx_vnni"})
+CAPS = {
+    "AVX2": _AVX512 | {"avx_vnni"},
+    "AVX2_VNNI": _AVX512,
+    "AVX2_VNNI_2": _AVX512,
+    "AVX512_CORE": _ABOVE_AVX512,
+    "AVX512_CORE_VNNI": _ABOVE_VNNI,
+    "AVX512_CORE_BF16": _ABOVE_BF16,
+    "AVX512_CORE_FP16": _AMX,
+}
+"""What OpenVINO leaves unused when ONEDNN_MAX_CPU_ISA says so: oneDNN's own name -> flags above it."""
+
 ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 # cgroup v1 says "no limit" as the largest multiple of the page size in 63 bits; no machine has 2^60 bytes.
@@ -51,7 +67,7 @@ class Machine:
 
     cpu_model: str
     architecture: str  # as Linux says it: x86_64, aarch64
-    flags: frozenset[str]  # of FLAGS, those that every usable core has
+    flags: frozenset[str]  # of FLAGS, those that every usable core has and that OpenVINO may use
     physical_cores: int  # within the affinity; equal to logical_cores where SMT siblings cannot be told apart
     logical_cores: int  # within the affinity
     quota_cores: float | None  # CPU time per wall time that cgroups allow; None: no quota
@@ -87,6 +103,12 @@ def machine(root: Path = Path("/")) -> Machine:
     """The machine as this process sees it now; `root` is where Linux's /proc and /sys are looked for."""
     architecture = platform.machine().lower()
     architecture = ARCHITECTURES.get(architecture, architecture)
+    found = find_machine(root, architecture)
+    return replace(found, flags=found.flags - CAPS.get(os.environ.get("ONEDNN_MAX_CPU_ISA", ""), frozenset()))
+
+
+def find_machine(root: Path, architecture: str) -> Machine:
+    """The machine with all flags that it has."""
     if sys.platform == "linux":
         return linux_machine(root, _affinity(), architecture)
     if sys.platform == "darwin":

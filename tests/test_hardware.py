@@ -437,3 +437,32 @@ def test_the_report_is_plain_json_with_sorted_flags(tmp_path: Path) -> None:
 def test_what_the_flags_mean(flags: set[str], int8_dot: bool, bf16: bool) -> None:
     found = Machine("", "x86_64", frozenset(flags), 1, 1, None, GIB)
     assert (found.has_int8_dot, found.has_bf16) == (int8_dot, bf16)
+
+
+@pytest.mark.parametrize(
+    ("cap", "int8_dot", "bf16", "left"),
+    [
+        ("", True, True, {"avx512f", "amx_int8", "avx_vnni"}),
+        ("DEFAULT", True, True, {"avx512f", "amx_int8", "avx_vnni"}),
+        ("AVX2", False, False, {"avx2", "fma"}),
+        ("AVX2_VNNI", True, False, {"avx2", "avx_vnni"}),
+        ("AVX512_CORE", False, False, {"avx2", "avx512f"}),
+        ("AVX512_CORE_VNNI", True, False, {"avx512f", "avx512_vnni"}),
+        ("AVX512_CORE_BF16", True, True, {"avx512_vnni", "avx512_bf16"}),
+    ],
+)
+def test_instructions_that_openvino_is_told_to_leave_unused_do_not_count(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cap: str,
+    int8_dot: bool,
+    bf16: bool,
+    left: set[str],
+) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", cap)
+    monkeypatch.setattr(sys, "platform", "linux")
+    write_x86(tmp_path, "Xeon", SAPPHIRE_RAPIDS, [(0, number) for number in range(64)])
+    capped = machine(tmp_path)
+    assert (capped.has_int8_dot, capped.has_bf16) == (int8_dot, bf16)
+    assert left <= capped.flags
+    assert capped.flags <= linux_machine(tmp_path, frozenset({0}), "x86_64").flags
