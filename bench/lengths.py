@@ -103,7 +103,7 @@ def texts_of(tokenizer: Tokenizer, length: int) -> list[str]:
         start += 1 if low < 8 else low
         while len(tokenizer.encode(text).ids) < length - length // 50:
             text += "."
-        if len(tokenizer.encode(text).ids) <= length:
+        if len(tokenizer.encode(text).ids) <= length and text not in texts:
             texts.append(text)
     return texts
 

@@ -83,8 +83,10 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()
 
 
 def starts(subjects: Sequence[Subject], setting: Setting, rounds: int) -> dict[str, dict[str, Any]]:

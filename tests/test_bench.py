@@ -1,11 +1,18 @@
 """The parts of bench/ that decide what a benchmark says: its texts and its verdict."""
 
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
+from bench import lengths
 from bench.corpus import SHORTEST, docstrings, mixed
 from bench.verdict import TARGETS, ratios, summary, table, verdict
+
+FIXTURE = Path(__file__).parent / "fixtures/modernbert_optimum"
 
 
 def test_docstrings_are_real_distinct_and_named() -> None:
@@ -106,3 +113,27 @@ def test_the_table_has_a_row_for_each_subject() -> None:
     rows = [line.split() for line in table(a_result())]
     assert rows[2] == ["edge", "200.0", "1.0%", "0.50", "0.50", "0", "0", "1.0e-07"]
     assert rows[3][0] == "peer:32"
+
+
+def test_texts_by_length_are_as_long_as_asked_and_differ() -> None:
+    tokenizer = Tokenizer.from_file(str(FIXTURE / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    for length, count in ((8, 32), (64, 32), (512, 4), (700, 1)):
+        texts = lengths.texts_of(tokenizer, length)
+        assert len(set(texts)) == len(texts) == count
+        tokens = [len(tokenizer.encode(text).ids) for text in texts]
+        assert length * 0.98 <= min(tokens) <= max(tokens) <= length
+
+
+def test_one_text_by_its_length_has_the_same_vectors_on_both_sides(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(FIXTURE, tmp_path / "folder"))
+    assert lengths.main([str(folder), "--lengths", "16,700", "--rounds", "1"]) == 0
+    out, err = capfd.readouterr()
+    rows = json.loads(out.splitlines()[-1])["rows"]
+    assert [row["tokens"] for row in rows] == [16, 700]
+    assert all(row["max_abs_diff"] < 1e-5 and row["time_ratio"] > 0 for row in rows)
+    assert all(set(row["peak_bytes"]) == {"edge", "openvino_plain"} for row in rows)
+    assert "plain ms" in err

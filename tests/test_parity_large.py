@@ -19,6 +19,7 @@ import pytest
 from numpy.typing import NDArray
 
 from bench.shapes import DType, write_checkpoint
+from edge_embed import Embedder
 from edge_embed.checkpoint import open_weights, read_config
 from edge_embed.graph import modernbert
 
@@ -127,12 +128,18 @@ def expected(float32: Built) -> dict[int, Rows]:
     return found
 
 
-def run(model: openvino.CompiledModel, lengths: Sequence[int]) -> Rows:
-    """The texts of these lengths as one batch, padded to the longest: (B, 2, D)."""
+def padded(lengths: Sequence[int]) -> tuple[Ids, Ids]:
+    """The texts of these lengths as one batch, padded to the longest, and its mask: (B, T) each."""
     mask = (np.arange(max(lengths)) < np.array(lengths)[:, None]).astype(np.int64)
     ids = np.zeros_like(mask)
     for row, length in zip(ids, lengths, strict=True):
         row[:length] = texts()[length]
+    return ids, mask
+
+
+def run(model: openvino.CompiledModel, lengths: Sequence[int]) -> Rows:
+    """What a graph of token vectors gives, pooled: (B, 2, D)."""
+    ids, mask = padded(lengths)
     hidden = model({"input_ids": ids, "attention_mask": mask})["last_hidden_state"]
     assert np.isfinite(hidden).all(), "rows of padding are not finite"
     return vectors(hidden, lengths)
@@ -160,6 +167,28 @@ def test_batches_of_mixed_lengths_have_the_vectors_of_transformers(
 ) -> None:
     want = np.stack([expected[length] for length in lengths])
     np.testing.assert_allclose(run(ours, lengths), want, rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def embedder(float32: Built) -> Embedder:
+    return Embedder(float32.folder, compute_type="float32")
+
+
+def test_the_passes_of_the_exact_shape_are_taken(embedder: Embedder) -> None:
+    assert embedder.plan.passes == ("cls_last_layer", "windowed_attention")
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("lengths", [*((length,) for length in LENGTHS), *BATCHES], ids=str)
+def test_after_the_passes_the_vectors_are_still_those_of_transformers(
+    expected: dict[int, Rows], embedder: Embedder, lengths: Sequence[int]
+) -> None:
+    """As `encode` runs them: windows above the switch-over length, masks up to it."""
+    got = embedder._runtime.run(*padded(lengths))
+    want = np.stack([expected[length][0] for length in lengths])
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+    used = "windowed" if max(lengths) > 512 else "plain"
+    assert used in {form for form, _ in embedder._runtime._pools}
 
 
 @pytest.mark.reference

@@ -86,7 +86,9 @@ def embed(model: "CompiledModel", lengths: Sequence[int]) -> NDArray[np.float32]
 
 def kinds(model: "CompiledModel") -> Counter[str]:
     """Nodes by the CPU plugin's own names for what it runs."""
-    return Counter(node.get_rt_info()["layerType"] for node in model.get_runtime_model().get_ops())
+    return Counter(
+        node.get_rt_info()["layerType"].astype(str) for node in model.get_runtime_model().get_ops()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +191,9 @@ def test_attention_and_rope_stay_fused(wide: Path) -> None:
 
     assert masks["RoPE"] == windows["RoPE"] == 2 * 4
     assert both["RoPE"] == 2 * 4
-    assert masks["Softmax"] == windows["Softmax"] == both["Softmax"] == 0
+    for found in (masks, windows, both):
+        assert found["Subgraph"] + found["ScaledDotProductAttention"] + found["ScaledAttn"] >= 4
+        assert not found.keys() & {"Softmax", "SoftMax"}
 
 
 # One row of the last layer.
@@ -287,7 +291,7 @@ def test_weight_only_execution_leaves_no_quantizer_and_all_int8_weights() -> Non
 def float_tables(model: "CompiledModel", rows: int) -> int:
     """Stored tables of so many rows that the plugin holds in float32."""
     return sum(
-        node.get_rt_info()["layerType"] == "Const"
+        node.get_rt_info()["layerType"].astype(str) == "Const"
         and node.get_output_partial_shape(0)[0] == rows
         and node.get_output_element_type(0) == openvino.Type.f32
         and node.get_output_size() > 0
