@@ -5,16 +5,16 @@ is the model's, and padding is the batch's business. Nothing is set on the token
 number of threads may use it.
 """
 
-import json
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_embed.boundaries import Boundaries, boundaries
 from edge_embed.errors import ModelError
 
 # A text longer than this many characters per token of the limit is first cut to its head.
@@ -22,17 +22,6 @@ CHARACTERS_PER_TOKEN = 16
 
 # Texts that are handed to the library at once: what it returns takes some 200 bytes a token.
 AT_ONCE = 256
-
-# Before any of these, BERT's normalizer and pre-tokenizer always end a word: white space, punctuation (what
-# added tokens like to hold is left out) and ideographs.
-BOUNDARY = re.compile(r"""[ \t\n\r!"#$%&'()*+,\-./:;=?@\\^`~\u4e00-\u9fff]""")
-
-# A word this long is one unknown token to WordPiece, and so is any longer one.
-LONG_WORD = 200
-LONGER_WORD = re.compile(rf"(?<![0-9A-Za-z])[0-9A-Za-z]{{{2 * LONG_WORD},}}")
-
-# Only the files of small tokenizers are parsed a second time; a large one has no boundaries that we know of.
-LARGE_FILE = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +63,6 @@ class Tokenizer:
         if self._room < 1:
             special = max_tokens - self._room
             raise ModelError(f"a limit of {max_tokens} tokens leaves no room beside {special} special tokens")
-        self._has_boundaries = len(data) < LARGE_FILE and has_boundaries(json.loads(data))
 
     def encode(self, texts: Sequence[str], prompt: str = "") -> Tokens:
         """Tokenize `prompt` + text for each text, cut to max_tokens keeping the special tokens.
@@ -102,21 +90,35 @@ class Tokenizer:
             )
 
     def head(self, text: str) -> str:
-        """The start of a long text that decides its first max_tokens tokens; the whole where none is sure to.
+        """A start of a long text that has the same first max_tokens tokens; the whole where none is sure to.
 
-        What ends at a boundary gives the same tokens alone as in front of the rest. If these are more than
-        the limit takes, then the rest does not matter, however long it is.
+        The rest does not matter, however long it is, once the head has more tokens than the limit takes.
         """
         size = CHARACTERS_PER_TOKEN * self.max_tokens
-        if len(text) <= size or not self._has_boundaries:
+        if len(text) <= size or self._boundaries is None:
             return text
-        text = LONGER_WORD.sub(lambda word: word[0][:LONG_WORD] + word[0][-LONG_WORD:], text)
-        while boundary := BOUNDARY.search(text, size):
-            start = text[: boundary.start()]
-            if len(self._tokenizer.encode(start, add_special_tokens=False)) > self._room:
-                return start
-            size = 4 * len(start)
-        return text
+        shortened = self._boundaries.shortened
+        while size < len(text):
+            ends = self._boundaries.ends(text, size)
+            is_less = len(ends) * size < len(text)  # than reading the whole
+            if is_less and self._agreed(shortened(text[:end]) for end in ends) > self._room:
+                return shortened(text[: ends[0]])
+            size *= 4
+        return shortened(text)
+
+    @cached_property
+    def _boundaries(self) -> Boundaries | None:
+        """Found at the first long text: most programs have none. Two threads would find the same."""
+        return boundaries(self._tokenizer)
+
+    def _agreed(self, heads: Iterable[str]) -> int:
+        """How many first tokens all heads have in common; 0 where there are no heads."""
+        agreed: list[int] | None = None
+        for head in heads:
+            own: list[int] = self._tokenizer.encode(head, add_special_tokens=False).ids
+            pairs = zip(own if agreed is None else agreed, own, strict=False)
+            agreed = [token for token, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
+        return len(agreed or [])
 
     def _special_ids(self) -> tuple[list[int], list[int]]:
         """The ids that the post-processor puts before and after a text."""
@@ -135,36 +137,3 @@ def encodable(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
-
-
-def has_boundaries(config: dict[str, Any]) -> bool:
-    """Whether words provably end at BOUNDARY for a tokenizer.json of this content.
-
-    So far: BERT's normalizer, which handles one character, or one run of combining marks, at a time; BERT's
-    pre-tokenizer; WordPiece, which takes words one by one; no added token that could lie across a boundary.
-    """
-    normalizer, splitter, model = (config.get(key) or {} for key in ("normalizer", "pre_tokenizer", "model"))
-    return (
-        normalizer.get("type") == "BertNormalizer"
-        and normalizer.get("handle_chinese_chars") is True
-        and splitter.get("type") == "BertPreTokenizer"
-        and model.get("type") == "WordPiece"
-        and model.get("max_input_chars_per_word", LONG_WORD) <= LONG_WORD // 2
-        and all(is_compact(token) for token in config.get("added_tokens") or [])
-    )
-
-
-def is_compact(token: dict[str, Any]) -> bool:
-    """Whether an added token holds no boundary, and looks at nothing around it.
-
-    ASCII, because normalizing could put a space around anything else; shorter than half a long word, and not
-    of letters and digits alone, so that none lies inside of one.
-    """
-    content = token["content"]
-    return (
-        re.fullmatch(r"[!-~]+", content) is not None
-        and BOUNDARY.search(content) is None
-        and not content.isalnum()
-        and len(content) < LONG_WORD // 2
-        and not (token["lstrip"] or token["rstrip"] or token["single_word"])
-    )

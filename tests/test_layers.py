@@ -21,6 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "calibration",
             "cards",
             "checkpoint",
+            "child",
             "hardware",
             "journal",
             "manifest",
@@ -28,9 +29,13 @@ LAYERS: tuple[frozenset[str], ...] = (
             "vectors",
         }
     ),
-    frozenset({"fetch", "graph", "ir", "output_ranges", "plan", "runtime", "store", "tokenization"}),
+    frozenset(
+        {"fetch", "graph", "ir", "output_ranges", "plan", "prepare", "runtime", "store", "tokenization"}
+    ),
     frozenset({"batch", "build", "embedder"}),
-    frozenset({"drift", "drift.metrics", "integrations", "quantize", "reference"}),
+    frozenset(
+        {"drift", "drift.metrics", "integrations", "quantize", "reference", "tokenizer_ir", "via_optimum"}
+    ),
     frozenset({"cli"}),
     frozenset({"edge_embed", "__main__"}),
 )
@@ -42,6 +47,9 @@ NEIGHBOURS = frozenset(
         ("drift", "drift.metrics"),
         ("journal", "atomic"),
         ("plan", "ir"),
+        ("prepare", "graph"),
+        ("prepare", "plan"),
+        ("prepare", "runtime"),
         ("record", "atomic"),
         ("runtime", "ir"),
         ("runtime", "plan"),
@@ -63,10 +71,12 @@ STRICTER = {
 HOMES = {
     "huggingface_hub": frozenset({"fetch"}),
     "nncf": frozenset({"quantize"}),
-    "optimum": frozenset[str](),
+    "openvino_genai": frozenset[str](),
+    "openvino_tokenizers": frozenset({"tokenizer_ir"}),
+    "optimum": frozenset({"via_optimum"}),
     "tokenizers": frozenset({"tokenization"}),
     "torch": frozenset({"reference"}),
-    "transformers": frozenset({"reference"}),
+    "transformers": frozenset({"reference", "tokenizer_ir"}),
 }
 THIRD_PARTY = frozenset(HOMES) | {"numpy", "openvino", "pandas", "pyarrow", "ray", "tqdm"}
 

@@ -131,13 +131,18 @@ def token_table_rows(ports: Ports) -> int | None:
 
 def table_rows(ids: "Output") -> int | None:
     """Rows of the (V, D) table that an input of ids looks up, if it does."""
+    gather = lookup(ids)
+    return None if gather is None else static_size(gather.input_value(0), 0)
+
+
+def lookup(ids: "Output") -> "Node | None":
+    """The Gather that takes rows of a (V, D) table for an input of ids, if there is one."""
     queue = [ids]
     while queue:
         for target in queue.pop(0).get_target_inputs():
             node = target.get_node()
             if node.get_type_name() == "Gather" and target.get_index() == 1:
-                table = node.input_value(0)
-                return static_size(table, 0) if table.get_partial_shape().rank == 2 else None
+                return node if node.input_value(0).get_partial_shape().rank == 2 else None
             if node.get_type_name() in ("Convert", "Reshape", "Squeeze", "Unsqueeze"):
                 queue.extend(node.outputs())
     return None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_embed.graph import ops
-from edge_embed.graph.head import Ports, static_size
+from edge_embed.graph.head import Ports, lookup, static_size
 
 if TYPE_CHECKING:
     from openvino import Model, Node, Output
@@ -67,7 +67,7 @@ def int8_table(model: "Model", ports: Ports) -> str | None:
     """
     from openvino import opset13
 
-    gather = token_lookup(ports)
+    gather = lookup(ports.inputs["input_ids"])
     if gather is None:
         return "no token table is looked up plainly"
     ids, axis = gather.input_value(1), gather.input_value(2)
@@ -95,19 +95,6 @@ def int8_table(model: "Model", ports: Ports) -> str | None:
     x.set_friendly_name(gather.get_friendly_name())
     move_consumers(gather.output(0), x.output(0))
     model.validate_nodes_and_infer_types()
-    return None
-
-
-def token_lookup(ports: Ports) -> "Node | None":
-    """The Gather that takes rows of a (V, D) table for input_ids."""
-    queue = [ports.inputs["input_ids"]]
-    while queue:
-        for target in queue.pop(0).get_target_inputs():
-            node = target.get_node()
-            if node.get_type_name() == "Gather" and target.get_index() == 1:
-                return node if node.input_value(0).get_partial_shape().rank == 2 else None
-            if node.get_type_name() == "Convert":
-                queue.extend(node.outputs())
     return None
 
 
