@@ -30,7 +30,18 @@ LAYERS: tuple[frozenset[str], ...] = (
         }
     ),
     frozenset(
-        {"fetch", "graph", "ir", "output_ranges", "plan", "prepare", "runtime", "store", "tokenization"}
+        {
+            "boundaries",
+            "fetch",
+            "graph",
+            "ir",
+            "output_ranges",
+            "plan",
+            "prepare",
+            "runtime",
+            "store",
+            "tokenization",
+        }
     ),
     frozenset({"batch", "build", "embedder"}),
     frozenset(
@@ -54,11 +65,13 @@ NEIGHBOURS = frozenset(
         ("runtime", "ir"),
         ("runtime", "plan"),
         ("store", "fetch"),
+        ("tokenization", "boundaries"),
     }
 )
 
 # Rooms that know less than their layer would allow: room -> all of ours that it may import.
 STRICTER = {
+    "boundaries": frozenset[str](),
     "hardware": frozenset[str](),
     "graph": frozenset({"checkpoint", "errors"}),
     "drift.metrics": frozenset({"errors"}),

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_embed.boundaries import boundaries
 from edge_embed.errors import ModelError
-from edge_embed.tokenization import CHARACTERS_PER_TOKEN, Tokenizer, encodable, has_boundaries
+from edge_embed.tokenization import CHARACTERS_PER_TOKEN, Tokenizer, encodable
 from tests.checkpoints import vocabulary, write_tokenizer
 
 TEXTS = [
@@ -205,8 +207,8 @@ def pair(
     """A tokenizer that cuts long texts early, and the same one told not to."""
     made = variant(folder, tmp_path_factory.mktemp("variant"), **request.param)
     early, whole = Tokenizer(made, max_tokens=8), Tokenizer(made, max_tokens=8)
-    assert early._has_boundaries
-    whole._has_boundaries = False
+    assert early._boundaries is not None
+    whole._boundaries = None
     return early, whole
 
 
@@ -240,17 +242,39 @@ def test_the_cut_goes_on_until_there_are_enough_tokens(folder: Path) -> None:
 
 
 def test_a_long_text_without_boundaries_is_left_whole(folder: Path) -> None:
-    text = "ก" * 10_000
+    text = "\u0e31" * 10_000  # marks, which could be removed
 
     assert Tokenizer(folder, max_tokens=8).head(text) is text
 
 
-def test_an_endless_word_is_shortened_to_one_that_is_as_unknown(folder: Path) -> None:
+@pytest.mark.parametrize("letter", ["x", "é", "я", "ก", "ស", "ლ", "ア", "한", "7"])
+def test_an_endless_word_is_shortened_to_one_that_is_as_unknown(folder: Path, letter: str) -> None:
     tokenizer = Tokenizer(folder, max_tokens=8)
 
-    assert len(tokenizer.head("cat " + "x" * 1_000_000 + " cat")) < 1_000
-    tokens = tokenizer.encode(["cat " + "x" * 1_000_000 + " dog"])
+    assert len(tokenizer.head("cat " + letter * 1_000_000 + " cat")) < 1_000
+    tokens = tokenizer.encode(["cat " + letter * 1_000_000 + " dog"])
     assert tokens.ids[0].tolist() == tokenizer.encode(["cat [UNK] dog"]).ids[0].tolist()
+
+
+def test_a_cut_inside_of_an_endless_word_needs_no_look_at_its_end(folder: Path) -> None:
+    tokenizer = Tokenizer(folder, max_tokens=64)
+
+    head = tokenizer.head("the cat sat " * 40 + "x" * 50_000_000)
+    assert len(head) < 2_000
+    assert len(tokenizer.encode([head]).ids[0]) == 64
+
+
+@pytest.mark.parametrize(
+    "unit", ["the cat, sat. ", "猫の日本", "ひらがな", "x", "é", "日本語のテキストと中文字符，混ぜる。"]
+)
+def test_fifty_megabytes_are_not_tokenized_whole(folder: Path, unit: str) -> None:
+    text = unit * (50_000_000 // len(unit.encode()))
+
+    head = Tokenizer(folder, max_tokens=32).head(text)
+    assert len(head) < 4_000
+    # Ten times as much gives the same tokens.
+    longer = Tokenizer(folder, max_tokens=320).encode([text[:40_000]]).ids[0]
+    assert Tokenizer(folder, max_tokens=32).encode([text]).ids[0].tolist()[:-1] == longer.tolist()[:-1][:31]
 
 
 @pytest.mark.parametrize(
@@ -262,8 +286,7 @@ def test_an_endless_word_is_shortened_to_one_that_is_as_unknown(folder: Path) ->
         {"normalizer": None},
         {"normalizer": {"type": "NFC"}},
         {"normalizer": normalizer(handle_chinese_chars=False)},
-        {"model": {"type": "BPE", "vocab": {}, "merges": []}},
-        {"model": {"type": "WordPiece", "max_input_chars_per_word": 101}},
+        {"max_input_chars_per_word": 101},
         {"normalizer": {"type": "Sequence", "normalizers": []}},
         {"added_tokens": [added("two words")]},
         {"added_tokens": [added("two\twords")]},
@@ -279,9 +302,11 @@ def test_an_endless_word_is_shortened_to_one_that_is_as_unknown(folder: Path) ->
 )
 def test_what_may_look_across_a_boundary_is_never_cut_early(folder: Path, changes: dict[str, Any]) -> None:
     content = content_of(folder)
+    for key, value in changes.items():
+        (content["model"] if key in content["model"] else content)[key] = value
 
-    assert has_boundaries(content)
-    assert not has_boundaries(content | changes)
+    assert boundaries(tokenizers.Tokenizer.from_str(json.dumps(content_of(folder)))) is not None
+    assert boundaries(tokenizers.Tokenizer.from_str(json.dumps(content))) is None
 
 
 def test_an_added_token_with_a_wide_space_is_found_behind_the_cut(folder: Path, tmp_path: Path) -> None:
