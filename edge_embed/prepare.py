@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Changing a pass, or pooling, must change this: outcomes and blobs of before are not taken then.
-VERSION = 3
+VERSION = 4
 
 KEY = "preparation"
 

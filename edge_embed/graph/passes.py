@@ -17,9 +17,10 @@ from edge_embed.graph.head import Ports, lookup, static_size
 if TYPE_CHECKING:
     from openvino import Model, Node, Output
 
-# Queries that look at the keys around them together. With 64 tokens of reach a block sees 256 keys; blocks of
-# 256 and 512 were measured to be no faster, and they compute more scores that the band then masks.
+# Queries that look at keys together, and those keys: the block's own and half a block to either side. Blocks
+# of 256 and 512 were measured to be no faster: they compute more scores that the band then masks.
 BLOCK = 128
+KEYS = 2 * BLOCK
 
 ATTENTION = "ScaledDotProductAttention"
 
@@ -183,9 +184,9 @@ class FirstRow:
 def windowed_attention(model: "Model", ports: Ports, layers: Layers) -> str | None:
     """Let each local layer compute the scores within its reach only, and no mask be larger than it has to.
 
-    Queries go in blocks of BLOCK, each beside the keys and values from `reach` before it to `reach` behind
-    it; blocks of one text stand where heads were, so that the plugin's own attention kernel runs them. Global
-    layers get a (B, 1, 1, T) mask. Time and memory of local layers then grow with T, not T^2.
+    Queries go in blocks of BLOCK, each beside KEYS keys and values, from half a block before it to half a
+    block behind it; blocks of one text stand where heads were, so that the plugin's own attention kernel runs
+    them. Global layers get a (B, 1, 1, T) mask. Time and memory of local layers then grow with T, not T^2.
     """
     attention = attention_nodes(model)
     if len(attention) != len(layers.local):
@@ -217,7 +218,7 @@ def windowed_attention(model: "Model", ports: Ports, layers: Layers) -> str | No
 class Windows:
     """Cuts (B, H, T, K) into blocks of queries and the windows of keys that they see; shared by all layers.
 
-    Shapes below: R the reach, S = BLOCK the block, G = ceil(T / S) blocks, W = S + 2R keys in a window.
+    Shapes below: S = BLOCK, G = ceil(T / S) blocks, W = KEYS in the window of each.
     """
 
     def __init__(self, mask: "Output", reach: int) -> None:
@@ -231,6 +232,12 @@ class Windows:
         self._missing = opset13.subtract(self._padded, self._length)
         self._tokens = opset13.convert(mask, "f32")  # (B, T) of 0 and 1
         self._biases: dict[int, Node] = {}
+        # With half a block of zeros on both sides, window g is the half blocks 2g to 2g + 3.
+        zero, one = opset13.constant(np.int64(0)), opset13.constant(np.int64(1))
+        numbers = opset13.range(zero, opset13.squeeze(blocks, ops.integers(0)), one, "i64")
+        firsts = opset13.multiply(opset13.unsqueeze(numbers, ops.integers(1)), ops.integers(2))
+        halves = opset13.add(firsts, opset13.constant(np.arange(4)[None]))
+        self._halves = opset13.reshape(halves, ops.integers(-1), special_zero=False)  # (4 * G,)
 
     def attend(self, node: "Node") -> "Output":
         """What an attention op gives, (B, H, T, K), when each query sees its window only."""
@@ -248,7 +255,7 @@ class Windows:
         keys, values = (
             opset13.reshape(
                 self._windows(x, axis=2, width=width),
-                opset13.concat([ops.integers(-1), self._blocks, ops.integers(self._keys, width)], 0),
+                opset13.concat([ops.integers(-1), self._blocks, ops.integers(KEYS, width)], 0),
                 special_zero=False,
             )
             for x in (key, value)
@@ -267,41 +274,15 @@ class Windows:
         ).output(0)
         return cut
 
-    @property
-    def _keys(self) -> int:
-        return BLOCK + 2 * self._reach
-
-    def _windows(self, x: "Output", *, axis: int, width: int | None) -> "Node":
-        """(..., T[, K]) -> (..., G, W[, K]): the block itself after R tokens, then what it lacks of 2R more.
-
-        With R zeros before the text, window g is the block at g * S and, of the block 2R further on, the last
-        2R rows; so two shifted reshapes and a Concat do it, and no index is computed.
-        """
+    def _windows(self, x: "Output", *, axis: int, width: int) -> "Node":
+        """(..., T[, K]) -> (..., 4 * G, S / 2 * K), `axis` that of T: the half blocks of all windows."""
         from openvino import opset13
 
-        reach = ops.integers(self._reach)
-        both = 2 * self._reach
-        x = pad_tokens(x, reach, opset13.add(self._missing, reach), axis)
-        shape = opset13.concat(
-            [
-                *[ops.integers(0)] * axis,
-                self._blocks,
-                ops.integers(BLOCK),
-                *([ops.integers(width)] if width else []),
-            ],
-            0,
-        )
-
-        def block(start: int) -> "Node":
-            end = opset13.add(self._padded, ops.integers(start))
-            part = opset13.slice(x, ops.integers(start), end, ops.integers(1), ops.integers(axis))
-            return opset13.reshape(part, shape, special_zero=True)
-
-        inside = ops.integers(axis + 1)
-        rest = opset13.slice(
-            block(both), ops.integers(BLOCK - both), ops.integers(BLOCK), ops.integers(1), inside
-        )
-        return opset13.concat([block(0), rest], axis + 1)
+        half = ops.integers(BLOCK // 2)
+        x = pad_tokens(x, half, opset13.add(self._missing, half), axis)
+        shape = ops.integers(*[0] * axis, -1, BLOCK // 2 * width)
+        rows = opset13.reshape(x, shape, special_zero=True)
+        return opset13.gather(rows, self._halves, opset13.constant(np.int64(axis)))
 
     def _bias(self, heads: int) -> "Node":
         """0 for a key that a query may see, MASKED for others: (1 or B * H, G, S, W).
@@ -311,12 +292,14 @@ class Windows:
         from openvino import opset13
 
         if heads not in self._biases:
-            query, key = np.arange(BLOCK)[:, None], np.arange(self._keys)[None]
-            band = np.abs(key - self._reach - query) <= self._reach
-            seen = self._windows(self._tokens.output(0), axis=1, width=None)  # (B, G, W)
-            seen = opset13.greater(
-                opset13.unsqueeze(seen, ops.integers(1, 3)), opset13.constant(np.float32(0))
+            query, key = np.arange(BLOCK)[:, None], np.arange(KEYS)[None]
+            band = np.abs(key - BLOCK // 2 - query) <= self._reach
+            seen = opset13.reshape(
+                self._windows(self._tokens.output(0), axis=1, width=1),
+                opset13.concat([ops.integers(0, 1), self._blocks, ops.integers(1, KEYS)], 0),
+                special_zero=True,
             )
+            seen = opset13.greater(seen, opset13.constant(np.float32(0)))
             both = opset13.logical_and(seen, opset13.constant(band))  # (B, 1, G, S, W)
             bias = opset13.select(both, opset13.constant(np.float32(0)), opset13.constant(ops.MASKED))
             batch = opset13.gather(
@@ -326,7 +309,7 @@ class Windows:
                 opset13.equal(batch, ops.integers(1)), ops.integers(1), ops.integers(heads)
             )
             bias = opset13.tile(bias, opset13.concat([ops.integers(1), copies, ops.integers(1, 1, 1)], 0))
-            shape = opset13.concat([ops.integers(-1), self._blocks, ops.integers(BLOCK, self._keys)], 0)
+            shape = opset13.concat([ops.integers(-1), self._blocks, ops.integers(BLOCK, KEYS)], 0)
             self._biases[heads] = opset13.reshape(bias, shape, special_zero=False)
         return self._biases[heads]
 
