@@ -1,4 +1,4 @@
-"""The calibration corpus is sound, and check.py names each defect that is planted in a copy of it."""
+"""The calibration and evaluation texts are sound, and check.py names each defect planted in a copy."""
 
 import json
 import shutil
@@ -17,23 +17,34 @@ Edit = Callable[[list[Row]], object]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A copy of the corpus and its manifest to plant defects in; a real evaluation/ stays out of it."""
-    shutil.copytree(check.HERE / "corpora", tmp_path / "corpora")
+    """A copy of the texts and their manifest to plant defects in."""
+    for split in check.SPLITS:
+        shutil.copytree(check.HERE / split, tmp_path / split)
     shutil.copy(check.HERE / "manifest.json", tmp_path)
     return tmp_path
 
 
-def rows(folder: Path, stratum: str) -> list[Row]:
-    lines = (folder / "corpora" / f"{stratum}.jsonl").read_text("utf-8").splitlines()
+def calibration_texts() -> list[check.Text]:
+    texts, _ = check.read(check.HERE)
+    return [text for text in texts if text.split == "corpora"]
+
+
+def evaluation_texts() -> list[check.Text]:
+    texts, _ = check.read(check.HERE)
+    return [text for text in texts if text.split == "evaluation"]
+
+
+def rows(folder: Path, stratum: str, split: str = "corpora") -> list[Row]:
+    lines = (folder / split / f"{stratum}.jsonl").read_text("utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
-def edit(folder: Path, stratum: str, change: Edit) -> tuple[check.Defect, ...]:
+def edit(folder: Path, stratum: str, change: Edit, split: str = "corpora") -> tuple[check.Defect, ...]:
     """Change the rows of one file, renew the manifest, and say what the check finds."""
-    changed = rows(folder, stratum)
+    changed = rows(folder, stratum, split)
     change(changed)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in changed)
-    (folder / "corpora" / f"{stratum}.jsonl").write_text(text, "utf-8")
+    (folder / split / f"{stratum}.jsonl").write_text(text, "utf-8")
     check.write_manifest(folder)
     return check.check(folder)
 
@@ -46,14 +57,13 @@ def put(index: int, **values: object) -> Edit:
     return lambda rows: rows[index].update(values)
 
 
-def test_the_corpus_is_sound() -> None:
+def test_the_texts_are_sound() -> None:
     assert check.check() == ()
 
 
 def test_the_corpus_covers_52_languages_and_9_code_languages_with_424_texts() -> None:
-    texts, _ = check.read(check.HERE)
     assert len(set(check.LANGUAGES)) == 52
-    assert Counter(check.group(text.stratum) for text in texts) == {
+    assert Counter(check.group(text.stratum) for text in calibration_texts()) == {
         "languages": 312,
         "code": 54,
         "other": 46,
@@ -61,13 +71,46 @@ def test_the_corpus_covers_52_languages_and_9_code_languages_with_424_texts() ->
     }
 
 
-def test_the_manifest_states_the_licence_and_the_total() -> None:
+def test_every_topic_has_a_query_and_a_passage_in_every_language() -> None:
+    texts = [text for text in evaluation_texts() if text.stratum in check.LANGUAGES]
+    assert len(set(check.TOPICS)) == 12
+    assert Counter((text.topic, text.stratum, text.kind) for text in texts) == {
+        (topic, language, kind): 1
+        for topic in check.TOPICS
+        for language in check.LANGUAGES
+        for kind in ("query", "passage")
+    }
+
+
+def test_every_code_topic_is_one_query_and_one_function() -> None:
+    pairs: dict[str, list[str]] = {}
+    for text in evaluation_texts():
+        if text.stratum in check.CODE_STRATA:
+            pairs.setdefault(text.topic, []).append(text.kind)
+    assert len(pairs) == 9 * 12
+    assert all(sorted(kinds) == ["passage", "query"] for kinds in pairs.values())
+
+
+def test_the_long_texts_are_in_15_languages_and_7_scripts() -> None:
+    languages = [text.language for text in evaluation_texts() if text.kind == "long"]
+    assert sorted(languages) == sorted(set(check.LONG))
+    assert len(languages) == 15
+    assert len({check.SCRIPTS.get(language, ("LATIN",)) for language in languages}) == 7
+
+
+def test_the_manifest_states_the_licence_and_the_counts_of_each_split() -> None:
     manifest = json.loads((check.HERE / "manifest.json").read_text("utf-8"))
-    assert (manifest["licence"], manifest["total"], len(manifest["files"])) == ("CC0-1.0", 424, 63)
+    assert (manifest["licence"], len(manifest["files"])) == ("CC0-1.0", 63 + 62)
+    assert (manifest["corpora"]["total"], len(manifest["order"])) == (424, 424)
+    assert manifest["evaluation"] == {
+        "total": 1479,
+        "strata": {"code": 216, "languages": 1248, "long": 15},
+        "kinds": {"long": 15, "passage": 732, "query": 732},
+    }
 
 
 def test_any_prefix_of_the_order_is_balanced_over_the_strata() -> None:
-    texts, _ = check.read(check.HERE)
+    texts = calibration_texts()
     stratum = {text.id: check.group(text.stratum) for text in texts}
     order = check.order(texts)
     assert sorted(order) == sorted(stratum)
@@ -78,7 +121,7 @@ def test_any_prefix_of_the_order_is_balanced_over_the_strata() -> None:
 
 
 def test_each_round_of_the_order_takes_one_text_of_each_language_and_mixes_the_kinds() -> None:
-    texts, _ = check.read(check.HERE)
+    texts = calibration_texts()
     by_id = {text.id: text for text in texts if text.stratum in check.LANGUAGES}
     order = [by_id[identifier] for identifier in check.order(texts) if identifier in by_id]
     for start in range(0, len(order), len(check.LANGUAGES)):
@@ -89,9 +132,10 @@ def test_each_round_of_the_order_takes_one_text_of_each_language_and_mixes_the_k
         assert 16 <= kinds["query"] <= 18
 
 
-def test_the_order_does_not_depend_on_the_order_of_the_files() -> None:
-    texts, _ = check.read(check.HERE)
-    assert check.order(sorted(texts, key=lambda text: text.stratum)) == check.order(texts)
+def test_the_order_depends_neither_on_the_order_of_the_files_nor_on_evaluation() -> None:
+    texts = calibration_texts()
+    both = sorted(texts + evaluation_texts(), key=lambda text: text.stratum)
+    assert check.order(both) == check.order(texts)
 
 
 def test_a_text_equal_but_for_case_and_punctuation_is_a_duplicate(folder: Path) -> None:
@@ -135,6 +179,7 @@ def test_24_shared_letters_are_an_overlap_where_words_are_not_separated(folder: 
         ("fi", put(1, id="fi-q1"), "ids", 2),
         ("pl", put(0, source="a web page"), "keys", 1),
         ("pl", put(0, repeat=2), "keys", 1),
+        ("pl", put(0, topic="glass"), "keys", 1),
         ("pl", lambda rows: rows[0].pop("kind"), "keys", 1),
         ("pl", put(0, text=7), "keys", 1),
     ],
@@ -150,6 +195,7 @@ def test_24_shared_letters_are_an_overlap_where_words_are_not_separated(folder: 
         "an id used twice",
         "a fourth key",
         "repeat outside edge",
+        "a topic in corpora",
         "no kind",
         "a text that is a number",
     ],
@@ -187,7 +233,8 @@ def test_an_edited_file_does_not_match_the_manifest(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("licence", "MIT"), ("total", 423), ("order", []), ("author", "someone")]
+    ("key", "value"),
+    [("licence", "MIT"), ("corpora", {}), ("evaluation", {"total": 0}), ("order", []), ("author", "someone")],
 )
 def test_an_edited_manifest_names_the_key(folder: Path, key: str, value: object) -> None:
     path = folder / "manifest.json"
@@ -226,31 +273,131 @@ def test_damaged_bytes_are_named(folder: Path, damage: Callable[[bytes], bytes],
     assert rule in rules(check.check(folder))
 
 
+def test_an_edge_line_that_is_no_object_is_a_defect_not_a_crash(folder: Path) -> None:
+    with (folder / "corpora" / "edge.jsonl").open("a", encoding="utf-8") as file:
+        file.write("7\n")
+    assert ("keys", "corpora/edge.jsonl:13") in {(found.rule, found.where) for found in check.check(folder)}
+
+
 @pytest.mark.parametrize(
-    ("row", "what"),
+    ("stratum", "change", "rule", "where"),
     [
-        (lambda text: {"id": "e1", "text": text.lower()}, "the same text as nl-p1"),
-        (lambda text: {"id": "e1", "pair": {"query": "x", "found": ["Zo: " + text]}}, "with nl-p1"),
+        ("sr", put(1, text="Dimničar iz Zemuna duva staklo i peva dok se peć hladi. " * 3), "script", 2),
+        ("long", put(4, text="Lenta i zvuk. " * 120), "script", 5),
+        ("de", put(0, text="Waldglas grün"), "length", 1),
+        ("de", put(1, text="Sand und Asche schmelzen im Ofen. " * 4), "length", 2),
+        ("de", put(1, text="Sand und Asche schmelzen im Ofen. " * 14), "length", 2),
+        ("zh", put(1, text="玻璃" * 24), "length", 2),
+        ("long", put(0, text="Das Salz der Berge ist weiß. " * 49), "length", 1),
+        ("long", put(9, text="地图" * 299), "length", 10),
+        ("code-go", put(1, text="func one() int {\n\treturn 1\n}"), "length", 2),
+        ("code-go", put(1, text="\n".join(f"var v{number} = {number}" for number in range(31))), "length", 2),
+        ("vi", put(0, text="thổi thủy tinh như thế nào".replace("ổ", "o\u0302\u0309")), "nfc", 1),
+        ("fi", put(0, id="sv-glass-q"), "ids", 1),
+        ("fi", put(0, id="fi-glass-p"), "ids", 1),
+        ("code-c", put(0, id="c-01-q"), "ids", 1),
+        ("long", put(0, id="long-at"), "ids", 1),
+        ("fi", put(2, topic="glass"), "ids", 3),
+        ("fi", put(2, id="fi-glass-q", topic="glass"), "ids", 3),
+        ("fi", put(0, topic="bread", id="fi-bread-q"), "topics", 1),
+        ("code-c", put(0, topic="code-cpp-01", id="code-cpp-01-q"), "topics", 1),
+        ("code-c", put(0, topic="glass", id="glass-q"), "topics", 1),
+        ("long", put(0, topic="long-cs", id="long-cs"), "topics", 1),
+        ("pl", put(0, source="a web page"), "keys", 1),
+        ("pl", put(0, topic=None), "keys", 1),
+        ("pl", lambda rows: rows[0].pop("topic"), "keys", 1),
     ],
-    ids=["a whole text", "a run of words deep in a row"],
+    ids=[
+        "Serbian in Latin script",
+        "a long Russian text in Latin script",
+        "a query of two words",
+        "a passage of 24 words",
+        "a passage of 84 words",
+        "a Chinese passage of 48 letters",
+        "a long text of 294 words",
+        "a long Chinese text of 598 letters",
+        "a function of three lines",
+        "a block of 31 lines",
+        "decomposed accents",
+        "an id of another file",
+        "an id of another kind",
+        "a code id without its topic",
+        "a long id without its topic",
+        "an id of another topic",
+        "an id used twice",
+        "a topic that is not among the twelve",
+        "a topic of another code file",
+        "a language topic in code",
+        "a long text in a language not chosen",
+        "a fifth key",
+        "a topic that is null",
+        "no topic",
+    ],
 )
-def test_a_text_that_is_also_held_out_is_a_leak(folder: Path, row: Callable[[str], Row], what: str) -> None:
-    (folder / "evaluation").mkdir()
-    held_out = folder / "evaluation" / "nl.jsonl"
-    held_out.write_text('{"id": "nl-p1", "text": "Een heel andere zin over iets nieuws."}\n', "utf-8")
-    assert check.check(folder) == ()
-    with held_out.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row(str(rows(folder, "nl")[2]["text"]))) + "\n")
-    (defect,) = check.check(folder)
+def test_a_defect_planted_in_evaluation_is_named_with_its_line(
+    folder: Path, stratum: str, change: Edit, rule: str, where: int
+) -> None:
+    found = {(defect.rule, defect.where) for defect in edit(folder, stratum, change, "evaluation")}
+    assert (rule, f"evaluation/{stratum}.jsonl:{where}") in found
+
+
+@pytest.mark.parametrize(
+    ("stratum", "what"),
+    [
+        ("ka", "11 of kind passage, not 12"),
+        ("code-sql", "11 of kind passage, not 12"),
+        ("long", "14 of kind long, not 15"),
+    ],
+)
+def test_a_text_missing_from_evaluation_is_counted(folder: Path, stratum: str, what: str) -> None:
+    defects = edit(folder, stratum, lambda rows: rows.pop(), "evaluation")
+    assert [str(defect) for defect in defects] == [f"evaluation/{stratum}.jsonl: counts: {what}"]
+
+
+def test_a_missing_and_a_stray_file_of_evaluation_are_named(folder: Path) -> None:
+    (folder / "evaluation" / "bg.jsonl").rename(folder / "evaluation" / "mk.jsonl")
+    (folder / "evaluation" / "drafts").mkdir()
+    found = {(defect.rule, defect.where) for defect in check.check(folder)}
+    names = ("bg.jsonl", "mk.jsonl", "drafts")
+    assert {("files", f"evaluation/{name}") for name in names} <= found
+
+
+def test_two_passages_of_evaluation_that_differ_in_case_only_are_duplicates(folder: Path) -> None:
+    twin = str(rows(folder, "da", "evaluation")[3]["text"]).upper()
+    (defect,) = edit(folder, "no", put(5, text=twin), "evaluation")
+    assert str(defect) == "evaluation/no.jsonl:6: duplicate: the same text as da-storks-p"
+
+
+def test_eight_words_shared_within_evaluation_are_an_overlap_and_seven_are_not(folder: Path) -> None:
+    source = str(rows(folder, "long", "evaluation")[1]["text"]).split()
+    own = str(rows(folder, "en", "evaluation")[1]["text"]).split()[:30]
+    assert edit(folder, "en", put(1, text=" ".join([*own, *source[40:47]])), "evaluation") == ()
+    defects = edit(folder, "en", put(1, text=" ".join([*own, *source[40:48]])), "evaluation")
+    # long.jsonl is read last, so it is the one that repeats
+    assert [(defect.rule, defect.where) for defect in defects] == [("overlap", "evaluation/long.jsonl:2")]
+    assert defects[0].what.endswith("with en-glass-p")
+
+
+def test_a_calibration_text_in_evaluation_is_a_leak(folder: Path) -> None:
+    known = str(rows(folder, "nl")[2]["text"])
+    (defect,) = edit(folder, "nl", put(1, text=known.lower()), "evaluation")
+    assert str(defect) == "evaluation/nl.jsonl:2: leak: the same text as nl-p1"
+
+
+def test_eight_words_of_calibration_in_evaluation_are_a_leak_and_seven_are_not(folder: Path) -> None:
+    source = str(rows(folder, "nl")[2]["text"]).split()
+    own = str(rows(folder, "nl", "evaluation")[1]["text"]).split()[:30]
+    assert edit(folder, "nl", put(1, text=" ".join([*own, *source[:7]])), "evaluation") == ()
+    (defect,) = edit(folder, "nl", put(1, text=" ".join([*own, *source[:8]])), "evaluation")
     assert (defect.rule, defect.where) == ("leak", "evaluation/nl.jsonl:2")
-    assert defect.what.endswith(what)
+    assert defect.what.endswith("with nl-p1")
 
 
-def test_a_broken_held_out_row_is_named(folder: Path) -> None:
-    (folder / "evaluation").mkdir()
-    (folder / "evaluation" / "nl.jsonl").write_text("{}\n{\n", "utf-8")
-    assert [(defect.rule, defect.where) for defect in check.check(folder)] == [
-        ("json", "evaluation/nl.jsonl:2")
+def test_an_edited_evaluation_file_does_not_match_the_manifest(folder: Path) -> None:
+    path = folder / "evaluation" / "long.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"Wakatobi", b"Bunaken"))
+    assert [str(defect) for defect in check.check(folder)] == [
+        "evaluation/long.jsonl: manifest: not as the manifest records it"
     ]
 
 
@@ -271,7 +418,7 @@ def test_the_command_exits_3_on_a_defect_and_0_after_the_manifest_is_renewed(
     assert "missing; run check.py --write" in capsys.readouterr().err
     arguments.append("--write")
     assert check.main() == 0
-    assert capsys.readouterr().out == "424 texts in 63 files, 0 defects\n"
+    assert capsys.readouterr().out == "1903 texts in 125 files, 0 defects\n"
 
 
 def test_the_manifest_of_a_defective_corpus_is_not_renewed(folder: Path, arguments: list[str]) -> None:
