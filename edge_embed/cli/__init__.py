@@ -14,12 +14,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from edge_embed import __version__
-from edge_embed.cli import build, embed, info, pull, search, similarity, verify
+from edge_embed.cli import build, embed, info, pull, quantize, search, similarity, verify
 from edge_embed.errors import EdgeEmbedError
 
 COMMANDS = {
     "pull": pull,
     "build": build,
+    "quantize": quantize,
     "embed": embed,
     "similarity": similarity,
     "search": search,

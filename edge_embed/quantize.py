@@ -1,0 +1,419 @@
+"""The float32 IR of a model folder -> an INT8 one beside it, by NNCF, as a recipe says.
+
+    int8_weights  8 bits for each weight, no data needed; activations stay float32
+    int8          activations too, by ranges that calibration texts show
+
+Knows what NNCF is to be told and why, the IR and its record. Does not know how far the result drifts, nor
+which machine should run it.
+"""
+
+import difflib
+import hashlib
+import json
+import logging
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_embed import __version__, calibration, ir
+from edge_embed.errors import InputError, ModelError, ModelNotFoundError
+from edge_embed.graph import head, passes
+from edge_embed.manifest import read_manifest
+from edge_embed.prepare import KEY as PREPARATION
+from edge_embed.record import file_entries, hash_file, read_record, write_record
+from edge_embed.resources import data_folder
+from edge_embed.tokenization import Tokenizer
+
+if TYPE_CHECKING:
+    from openvino import Model
+    from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+RECIPE = "recipe.toml"
+KEY = "quantized"  # of edge_embed.json: what made each INT8 file
+
+WEIGHT_MODES = ("int8_asym", "int8_sym")
+RANGE_ESTIMATORS = (
+    "minmax",
+    "mean_minmax",
+    "median_minmax",
+    "mean_no_outliers_minmax",
+    "mean_quantile",
+    "histogram",
+)
+OFF = -1.0  # smooth_quant_alpha without SmoothQuant
+
+# Constants of 8 bits with more elements than this are weights that somebody has quantized.
+SMALL_CONSTANT = 1000
+
+# What OpenVINO calls an op that nobody named: its type and a count of all ops of the process so far.
+COUNTED_NAME = re.compile(r"([A-Za-z]\w*)_\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What NNCF is told, where it is worth choosing. recipe.toml has these keys; what it lacks is as here.
+
+    The rest is fixed. Model type TRANSFORMER: without it norms are quantized, too. Device CPU: CPU_SPR
+    quantizes RoPE. Preset MIXED: symmetric activations cost 0.9 dB on MiniLM. No bias correction: it changes
+    nothing at best, and its thorough form costs 2.6 dB there.
+    """
+
+    weight_mode: str = "int8_asym"  # of int8_weights; on MiniLM 2 dB better than int8_sym, at the same size
+    smooth_quant_alpha: float = 0.85  # 0 to 1, or -1: off. On MiniLM 1 dB better than NNCF's 0.95
+    range_estimator: str = "mean_minmax"  # of RANGE_ESTIMATORS; all but mean_quantile (-4 dB) are alike
+    subset_size: int = 512  # the first so many texts are used; below 100 ranges depend on which
+    seed: int = 0  # orders the texts of the user; the built-in ones have their own, balanced order
+    ignored_names: tuple[str, ...] = ()  # ops that stay as they are, by their name in the IR
+    ignored_patterns: tuple[str, ...] = ()  # the same by regular expressions that match a name's start
+
+    def __post_init__(self) -> None:
+        for key, value, known in (
+            ("weight_mode", self.weight_mode, WEIGHT_MODES),
+            ("range_estimator", self.range_estimator, RANGE_ESTIMATORS),
+        ):
+            if value not in known:
+                raise InputError(f"{key} is {value!r}; known: {', '.join(known)}")
+        if not (self.smooth_quant_alpha == OFF or 0 <= self.smooth_quant_alpha <= 1):
+            raise InputError(f"smooth_quant_alpha is {self.smooth_quant_alpha}; from 0 to 1, or -1 for none")
+        if self.subset_size < 1:
+            raise InputError(f"subset_size is {self.subset_size}; it must be at least 1")
+        for pattern in self.ignored_patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise InputError(
+                    f"ignored_patterns holds {pattern!r}, no regular expression: {error}"
+                ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """What `quantize` has made, and of how much."""
+
+    file: Path  # the .xml
+    texts: int  # calibration texts; 0 where none are needed
+    tokens: int  # in these
+    cut: int  # texts that were cut to the model's limit
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Calibration texts as token rows of natural length: iterating gives a feed of batch 1 for each.
+
+    NNCF goes through them once for SmoothQuant and once for ranges.
+    """
+
+    rows: Sequence[NDArray[np.int64]]  # (T_i,)
+    inputs: frozenset[str]  # of head.INPUTS
+    bar: "tqdm[Any]"  # counts tokens, all passes together
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[dict[str, NDArray[np.int64]]]:
+        for row in self.rows:
+            ids = row[None]  # (1, T)
+            feed = dict(zip(head.INPUTS, (ids, np.ones_like(ids), np.zeros_like(ids)), strict=True))
+            self.bar.update(len(row))
+            yield {name: feed[name] for name in self.inputs}
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe.toml.
+
+    Errors: InputError naming the file and the key that is unknown, of another type or out of range.
+    """
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not TOML: {error}") from None
+    defaults = asdict(Recipe())
+    if unknown := sorted(values.keys() - defaults.keys()):
+        raise InputError(f"{path}: unknown key {', '.join(unknown)}; known: {', '.join(defaults)}")
+    for key, value in values.items():
+        kind = type(defaults[key])
+        if kind is float and type(value) is int:
+            values[key] = float(value)
+        elif kind is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
+            values[key] = tuple(value)
+        elif type(value) is not kind:
+            wanted = "a list of strings" if kind is tuple else kind.__name__
+            raise InputError(f"{path}: {key} is {value!r}, not {wanted}")
+    try:
+        return Recipe(**values)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def recipe_of(folder: Path) -> Recipe:
+    """The recipe in models/ of the model that a folder's record names; the defaults where there is none."""
+    path = data_folder("models") / str(read_record(folder).get("name", "")) / RECIPE
+    return read_recipe(path) if path.is_file() else Recipe()
+
+
+def quantize(
+    folder: Path,
+    compute_type: str,
+    recipe: Recipe | None = None,
+    *,
+    texts_file: Path | None = None,
+    allow_few: bool = False,
+    show_progress_bar: bool = False,
+) -> Quantized:
+    """Write the INT8 IR of a model folder and put it on record, whole or not at all.
+
+    compute_type  int8_weights | int8
+    recipe        None: `recipe_of` the folder
+    texts_file    own calibration texts, lines or JSONL, for int8; None: the built-in ones
+    allow_few     take fewer own texts than ranges should be chosen from
+
+    The same IR, recipe, texts, libraries and CPU give the same bytes.
+    Errors: InputError, ModelError and OutputError, each of one line.
+    """
+    import openvino
+
+    if compute_type not in ("int8_weights", "int8"):
+        raise InputError(f"compute_type is {compute_type!r}; known: int8_weights, int8")
+    if texts_file is not None and compute_type != "int8":
+        raise InputError(f"{compute_type} needs no calibration texts; they are for int8")
+    import_nncf()
+    recipe = recipe_of(folder) if recipe is None else recipe
+    source = ir.find_files(folder).variants.get("float32")
+    if source is None:
+        raise ModelNotFoundError(f"{folder} has no float32 IR to quantize; run: edge-embed build {folder}")
+    model = ir.read(openvino.Core(), source)
+    check_float(model, source)
+    check_scope(model, source, recipe)
+    entry: dict[str, Any] = {"recipe": asdict(recipe), "made_by": versions(), "made_from": hashes(source)}
+    counts = {"texts": 0, "tokens": 0, "cut": 0}
+    if compute_type == "int8_weights":
+        model = quantize_weights(model, recipe, show_progress_bar)
+    else:
+        manifest = read_manifest(folder)
+        tokenizer = Tokenizer(folder, max_tokens=manifest.max_tokens, lower_case=manifest.lower_case)
+        tokenizer.check_fits(manifest.vocabulary)
+        texts = calibration_texts(texts_file, tokenizer, recipe, allow_few)
+        tokens = tokenizer.encode(texts)
+        cut = int((tokens.lengths > manifest.max_tokens).sum())
+        counts = {"texts": len(texts), "tokens": sum(map(len, tokens.ids)), "cut": cut}
+        origin = "built-in" if texts_file is None else texts_file.name
+        entry["calibration"] = {"source": origin, "sha256": hash_texts(texts), **counts}
+        model = quantize_all(model, recipe, tokens.ids, show_progress_bar)
+    number_names(model)
+    file = folder / "openvino" / ir.VARIANTS[compute_type]
+    install(model, file, folder, compute_type, entry)
+    return Quantized(file, **counts)
+
+
+def import_nncf() -> None:
+    """Import NNCF, which is an extra."""
+    try:
+        import nncf  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "nncf":  # it is there, but broken
+            raise
+        raise InputError("quantizing needs NNCF: pip install 'edge-embed[quantize]'") from None
+
+
+def check_float(model: "Model", source: Path) -> None:
+    """Refuse a model that is quantized already."""
+    found = [kind for kind in ("quantization", "weight_compression") if model.has_rt_info(["nncf", kind])]
+    why = f"NNCF's {found[0]} is on record in it" if found else ""
+    if not why and passes.activation_quantizers(model):
+        why = "activations are quantized in it"
+    if not why and any(map(is_quantized_weight, model.get_ops())):
+        why = "it holds weights of 8 bits or less"
+    if why:
+        raise ModelError(
+            f"{source} is quantized already: {why}; rounding what is rounded adds error and measures the "
+            "wrong ranges, so start from the float32 IR"
+        )
+
+
+def is_quantized_weight(node: Any) -> bool:
+    """Whether an op is a constant that holds weights in 8 bits or less."""
+    if node.get_type_name() != "Constant" or node.get_element_type().get_type_name() == "boolean":
+        return False
+    return bool(node.get_element_type().bitwidth <= 8 and np.prod(node.get_output_shape(0)) > SMALL_CONSTANT)
+
+
+def check_scope(model: "Model", source: Path, recipe: Recipe) -> None:
+    """Refuse a recipe that names ops which the model does not have: it is of another exporter's graph."""
+    names = sorted({node.get_friendly_name() for node in model.get_ops()})
+    unknown = [name for name in recipe.ignored_names if name not in names]
+    unknown += [
+        pattern for pattern in recipe.ignored_patterns if not any(re.match(pattern, name) for name in names)
+    ]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], names, n=3, cutoff=0.4)
+        hint = f"; names like that are: {', '.join(near)}" if near else ""
+        raise InputError(f"the recipe ignores {', '.join(unknown)}, which no op of {source} is called{hint}")
+
+
+def calibration_texts(file: Path | None, tokenizer: Tokenizer, recipe: Recipe, allow_few: bool) -> list[str]:
+    """The texts that int8 is calibrated on, at most recipe.subset_size, in their order.
+
+    Errors: InputError for a file that cannot be used, holds too few texts, or some that drift is measured on.
+    """
+    if file is None:
+        found = calibration.builtin(
+            lambda text: int(tokenizer.encode([text]).lengths[0]), max_tokens=tokenizer.max_tokens
+        )
+        return [text.text for text in found[: recipe.subset_size]]
+    own = calibration.read_user_texts(file, allow_few=allow_few)
+    if own.duplicates or own.blank:
+        logger.warning("%s: %d repeated and %d blank texts are left out", file, own.duplicates, own.blank)
+    if leaked := calibration.leaked(own.texts, (text.text for text in calibration.evaluation())):
+        raise InputError(
+            f"{file} holds {len(leaked)} of the texts that drift is measured on, the first is "
+            f"{leaked[0][:60]!r}; take them out, or the measure means nothing"
+        )
+    # By hash, so that neither the order of the file nor the version of Python matters.
+    ordered = sorted(own.texts, key=lambda text: hash_texts([str(recipe.seed), text]))
+    return ordered[: recipe.subset_size]
+
+
+def hash_texts(texts: Sequence[str]) -> str:
+    """sha256 of texts in their order."""
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+
+
+def quantize_weights(model: "Model", recipe: Recipe, show_progress_bar: bool) -> "Model":
+    """8 bits for each weight and row of a table, with a scale and a zero point for each output channel.
+
+    The file says that activations stay float32: OpenVINO's default is to quantize them on the fly where the
+    CPU has INT8 dot products. The compute type int8_dynamic asks for that when it compiles.
+    """
+    import nncf
+
+    with quiet(bars=show_progress_bar):
+        model = nncf.compress_weights(
+            model,
+            mode=nncf.CompressWeightsMode[recipe.weight_mode.upper()],
+            ignored_scope=ignored(recipe),
+        )
+    model.set_rt_info("0", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
+    return model
+
+
+def quantize_all(
+    model: "Model", recipe: Recipe, rows: Sequence[NDArray[np.int64]], show_progress_bar: bool
+) -> "Model":
+    """8 bits for weights and for activations, whose ranges come from token rows (T_i,).
+
+    The token table stays as NNCF leaves it, in int8; the pass int8_table keeps it so when it is loaded.
+    """
+    import nncf
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+    from tqdm import tqdm
+
+    inputs = frozenset(head.standardize(model).inputs)
+    smooth = nncf.AdvancedSmoothQuantParameters(matmul=recipe.smooth_quant_alpha)
+    work = sum(map(len, rows)) * (1 if recipe.smooth_quant_alpha == OFF else 2)
+    with (
+        quiet(bars=False),
+        tqdm(
+            total=work,
+            smoothing=0.05,
+            desc="Calibrating",
+            unit="token",
+            unit_scale=True,
+            disable=not show_progress_bar,
+        ) as bar,
+    ):
+        return nncf.quantize(
+            model,
+            nncf.Dataset(Samples(rows, inputs, bar)),
+            preset=nncf.QuantizationPreset.MIXED,
+            target_device=nncf.TargetDevice.CPU,
+            subset_size=len(rows),
+            model_type=nncf.ModelType.TRANSFORMER,
+            ignored_scope=ignored(recipe),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                disable_bias_correction=True,
+                smooth_quant_alphas=smooth,
+                activations_range_estimator_params=getattr(
+                    RangeEstimatorParametersSet, recipe.range_estimator.upper()
+                ),
+            ),
+        )
+
+
+def ignored(recipe: Recipe) -> Any:
+    """The nncf.IgnoredScope of a recipe."""
+    import nncf
+
+    return nncf.IgnoredScope(names=list(recipe.ignored_names), patterns=list(recipe.ignored_patterns))
+
+
+@contextmanager
+def quiet(*, bars: bool) -> Iterator[None]:
+    """Keep NNCF from writing to stdout and from reporting its use; what it had before comes back.
+
+    bars  let its progress bars be seen, on stderr
+    """
+    import nncf.telemetry.decorator as reporter
+    import rich
+    from nncf.telemetry.wrapper import NNCFTelemetryStub
+
+    console, log = rich.get_console(), logging.getLogger("nncf")
+    before = console.quiet, console.stderr, log.level, reporter.telemetry
+    # Our own package blocks its telemetry, but not where NNCF was imported before.
+    console.quiet, console.stderr, reporter.telemetry = not bars, True, NNCFTelemetryStub()
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        console.quiet, console.stderr, _, reporter.telemetry = before
+        log.setLevel(before[2])
+
+
+def number_names(model: "Model") -> None:
+    """Name the ops that nobody named by their place in the graph: else the bytes depend on the process."""
+    for number, node in enumerate(model.get_ordered_ops()):
+        name = COUNTED_NAME.fullmatch(node.get_friendly_name())
+        if name and name[1] == node.get_type_name():
+            node.set_friendly_name(f"{name[1]}_{number}")
+
+
+def install(model: "Model", file: Path, folder: Path, variant: str, entry: Mapping[str, Any]) -> None:
+    """Write the IR and its place in the record; neither is left where that fails or is interrupted."""
+    ir.write(model, file)
+    written = (file, file.with_suffix(".bin"))
+    try:
+        record = read_record(folder)
+        files = file_entries(folder, [path.relative_to(folder).as_posix() for path in written])
+        record["files"] = record.get("files", {}) | files
+        record[KEY] = record.get(KEY, {}) | {variant: entry}
+        if PREPARATION in record:  # what was found out about the file before does not hold for this one
+            known = record[PREPARATION].items()
+            record[PREPARATION] = {name: outcome for name, outcome in known if name not in files}
+        write_record(folder, record)
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def hashes(source: Path) -> dict[str, str]:
+    """sha256 of the two files of an IR."""
+    return {path.name: hash_file(path) for path in (source, source.with_suffix(".bin"))}
+
+
+def versions() -> dict[str, str]:
+    """What makes an INT8 IR."""
+    import nncf
+    import openvino
+
+    return {"edge_embed": __version__, "nncf": nncf.__version__, "openvino": openvino.get_version()}
