@@ -30,7 +30,7 @@ class Batch:
 
 
 def ladder(max_tokens: int) -> NDArray[np.int64]:
-    """Padded lengths up to max_tokens: steps of 8 up to 64, of 16 up to 256, then an eighth of a power of two.
+    """Padded lengths up to max_tokens: steps of 8 to 64, of 16 to 256, then an eighth of a power of two.
 
     A finer ladder pads less, a coarser one makes the plugin keep fewer compiled shapes. On 1,000 real texts
     this one pads 6 %; steps of 16 and then a quarter pad 11 % and save about 30 MB in the long run. Powers of
