@@ -33,6 +33,8 @@ SHORT = 512  # up to here one round is many texts, each a call of its own
 TOKENS_A_ROUND = 2048
 MOST_TEXTS = 32
 
+PLACES = ("folder", "file", "cache")  # of a plan; where things lie on one machine is nobody's business
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.lengths", description=__doc__.splitlines()[0])
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "model": {"folder": args.folder.name, "file": info["model"]["file"]},
         "machine": info["machine"],
         "versions": {"python": platform.python_version(), **info["versions"]},
-        "plan": info["plan"],
+        "plan": {key: value for key, value in info["plan"].items() if key not in PLACES},
         "threads": threads,
         "rows": rows,
     }
