@@ -100,6 +100,8 @@ def make_plan(
     chosen, file = choose_file(machine, files, compute_type, reasons)
     _, precision, group = COMPUTE_TYPES[chosen]
     on_cpu = device == "CPU"
+    undotted = on_cpu and group != "0" and not machine.has_int8_dot
+    group = "0" if undotted else group
     if precision == "bf16" and not on_cpu:
         raise InputError(f"bfloat16 is computed on CPUs only, not on {device}; use float32")
     reasons["device"] = "runs everywhere, and is what this package is measured on" if on_cpu else "as asked"
@@ -142,6 +144,8 @@ def make_plan(
         reasons["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = (
             "activations in groups of 32, as int8_dynamic says"
             if group != "0"
+            else "off: without INT8 dot products int8_dynamic is int8_weights"
+            if undotted
             else "pinned off: OpenVINO's default is 32"
         )
         reasons["NUM_STREAMS"] = "the streams above"
