@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from edge_embed import __version__, calibration, ir
 from edge_embed.errors import InputError, ModelError, ModelNotFoundError
-from edge_embed.graph import head, passes
+from edge_embed.graph import head, ops, passes
 from edge_embed.manifest import read_manifest
 from edge_embed.prepare import KEY as PREPARATION
 from edge_embed.record import file_entries, hash_file, read_record, write_record
@@ -53,9 +53,6 @@ OFF = -1.0  # smooth_quant_alpha without SmoothQuant
 
 # Constants of 8 bits with more elements than this are weights that somebody has quantized.
 SMALL_CONSTANT = 1000
-
-# What OpenVINO calls an op that nobody named: its type and a count of all ops of the process so far.
-COUNTED_NAME = re.compile(r"([A-Za-z]\w*)_\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +207,7 @@ def quantize(
         origin = "built-in" if texts_file is None else texts_file.name
         entry["calibration"] = {"source": origin, "sha256": hash_texts(texts), **counts}
         model = quantize_all(model, recipe, tokens.ids, show_progress_bar)
-    number_names(model)
+    ops.number_names(model)  # else the bytes depend on the process
     file = folder / "openvino" / ir.VARIANTS[compute_type]
     install(model, file, folder, compute_type, entry)
     return Quantized(file, **counts)
@@ -377,14 +374,6 @@ def quiet(*, bars: bool) -> Iterator[None]:
     finally:
         console.quiet, console.stderr, _, reporter.telemetry = before
         log.setLevel(before[2])
-
-
-def number_names(model: "Model") -> None:
-    """Name the ops that nobody named by their place in the graph: else the bytes depend on the process."""
-    for number, node in enumerate(model.get_ordered_ops()):
-        name = COUNTED_NAME.fullmatch(node.get_friendly_name())
-        if name and name[1] == node.get_type_name():
-            node.set_friendly_name(f"{name[1]}_{number}")
 
 
 def install(model: "Model", file: Path, folder: Path, variant: str, entry: Mapping[str, Any]) -> None:

@@ -149,16 +149,21 @@ def attention(query: "Node", key: "Node", value: "Node", bias: "Node", scale: fl
 
 
 def model(result: "Node", inputs: Sequence["Node"], name: str) -> "Model":
-    """Wrap a (B, T, D) node as the model whose output tensor is `last_hidden_state`.
-
-    OpenVINO numbers nodes without a name through the whole process; here they get their place in the graph
-    instead, so that the same checkpoint always makes the same file, and an ignored scope names the same node.
-    """
+    """Wrap a (B, T, D) node as the model whose output tensor is `last_hidden_state`."""
     from openvino import Model
 
     result.output(0).get_tensor().set_names({"last_hidden_state"})
     whole = Model([result], list(inputs), name)
-    for place, node in enumerate(whole.get_ordered_ops()):
+    number_names(whole)
+    return whole
+
+
+def number_names(model: "Model") -> None:
+    """Name the nodes that nobody named by their place in the graph.
+
+    OpenVINO numbers them through the whole process; so the same checkpoint always makes the same file, and an
+    ignored scope names the same node.
+    """
+    for place, node in enumerate(model.get_ordered_ops()):
         if re.fullmatch(rf"{node.get_type_name()}_\d+", node.get_friendly_name()):
             node.set_friendly_name(f"{node.get_type_name()}_{place}")
-    return whole
