@@ -32,20 +32,34 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             "boundaries",
+            "canary",
             "fetch",
             "graph",
             "ir",
             "output_ranges",
             "plan",
             "prepare",
+            "profile",
             "runtime",
             "store",
             "tokenization",
+            "vocabulary",
         }
     ),
     frozenset({"batch", "build", "embedder"}),
     frozenset(
-        {"drift", "drift.metrics", "integrations", "quantize", "reference", "tokenizer_ir", "via_optimum"}
+        {
+            "drift",
+            "drift.metrics",
+            "integrations",
+            "quantize",
+            "reference",
+            "sweep",
+            "tokenizer_ir",
+            "trim",
+            "tune",
+            "via_optimum",
+        }
     ),
     frozenset({"cli"}),
     frozenset({"edge_embed", "__main__"}),
@@ -55,17 +69,26 @@ LAYERS: tuple[frozenset[str], ...] = (
 NEIGHBOURS = frozenset(
     {
         ("batch", "embedder"),
+        ("canary", "plan"),
+        ("canary", "runtime"),
         ("drift", "drift.metrics"),
+        ("drift", "reference"),
         ("journal", "atomic"),
         ("plan", "ir"),
+        ("plan", "profile"),
         ("prepare", "graph"),
         ("prepare", "plan"),
         ("prepare", "runtime"),
+        ("quantize", "drift"),
         ("record", "atomic"),
         ("runtime", "ir"),
         ("runtime", "plan"),
         ("store", "fetch"),
+        ("sweep", "drift.metrics"),
+        ("sweep", "quantize"),
         ("tokenization", "boundaries"),
+        ("tune", "drift"),
+        ("vocabulary", "boundaries"),
     }
 )
 
