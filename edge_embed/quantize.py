@@ -23,9 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed import __version__, calibration, ir
+from edge_embed.drift import gate, measure
 from edge_embed.errors import InputError, ModelError, ModelNotFoundError
-from edge_embed.graph import head, ops, passes
+from edge_embed.graph import head, linears, ops, passes
+from edge_embed.hardware import machine
 from edge_embed.manifest import read_manifest
+from edge_embed.plan import COMPUTE_TYPES
 from edge_embed.prepare import KEY as PREPARATION
 from edge_embed.record import file_entries, hash_file, read_record, write_record
 from edge_embed.resources import data_folder
@@ -39,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 RECIPE = "recipe.toml"
 KEY = "quantized"  # of edge_embed.json: what made each INT8 file
+DRIFT = "drift"  # of edge_embed.json: how far from float32 each compute type is, and whether that will do
 
 WEIGHT_MODES = ("int8_asym", "int8_sym")
 RANGE_ESTIMATORS = (
@@ -67,6 +71,13 @@ class Recipe:
     weight_mode: str = "int8_asym"  # of int8_weights; on MiniLM 2 dB better than int8_sym, at the same size
     smooth_quant_alpha: float = 0.85  # 0 to 1, or -1: off. On MiniLM 1 dB better than NNCF's 0.95
     range_estimator: str = "mean_minmax"  # of RANGE_ESTIMATORS; all but mean_quantile (-4 dB) are alike
+    # Input channels of a linear that are computed in float32, at most so many (0: none), and only those whose
+    # largest magnitude is so many times that of the median channel.
+    outlier_channels: int = 8
+    outlier_ratio: float = 3.0
+    # Linears whose activations stay float32 while their weights are INT8, by name and by pattern.
+    weight_only_names: tuple[str, ...] = ()
+    weight_only_patterns: tuple[str, ...] = ()
     subset_size: int = 512  # the first so many texts are used; below 100 ranges depend on which
     seed: int = 0  # orders the texts of the user; the built-in ones have their own, balanced order
     ignored_names: tuple[str, ...] = ()  # ops that stay as they are, by their name in the IR
@@ -83,13 +94,19 @@ class Recipe:
             raise InputError(f"smooth_quant_alpha is {self.smooth_quant_alpha}; from 0 to 1, or -1 for none")
         if self.subset_size < 1:
             raise InputError(f"subset_size is {self.subset_size}; it must be at least 1")
-        for pattern in self.ignored_patterns:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise InputError(
-                    f"ignored_patterns holds {pattern!r}, no regular expression: {error}"
-                ) from None
+        if self.outlier_channels < 0:
+            raise InputError(f"outlier_channels is {self.outlier_channels}; 0 is for none")
+        if not self.outlier_ratio >= 0:
+            raise InputError(f"outlier_ratio is {self.outlier_ratio}; it must be at least 0")
+        for key, patterns in (
+            ("ignored_patterns", self.ignored_patterns),
+            ("weight_only_patterns", self.weight_only_patterns),
+        ):
+            for pattern in patterns:
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise InputError(f"{key} holds {pattern!r}, no regular expression: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +123,7 @@ class Quantized:
 class Samples:
     """Calibration texts as token rows of natural length: iterating gives a feed of batch 1 for each.
 
-    NNCF goes through them once for SmoothQuant and once for ranges.
+    They are gone through for the outlier channels, for SmoothQuant, and for ranges.
     """
 
     rows: Sequence[NDArray[np.int64]]  # (T_i,)
@@ -153,6 +170,12 @@ def read_recipe(path: Path) -> Recipe:
         raise InputError(f"{path}: {error}") from None
 
 
+def as_toml(recipe: Recipe) -> str:
+    """What `read_recipe` reads back."""
+    # JSON's numbers, strings and lists of strings are TOML's, too.
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in asdict(recipe).items())
+
+
 def recipe_of(folder: Path) -> Recipe:
     """The recipe in models/ of the model that a folder's record names; the defaults where there is none."""
     path = data_folder("models") / str(read_record(folder).get("name", "")) / RECIPE
@@ -178,20 +201,14 @@ def quantize(
     The same IR, recipe, texts, libraries and CPU give the same bytes.
     Errors: InputError, ModelError and OutputError, each of one line.
     """
-    import openvino
-
     if compute_type not in ("int8_weights", "int8"):
         raise InputError(f"compute_type is {compute_type!r}; known: int8_weights, int8")
     if texts_file is not None and compute_type != "int8":
         raise InputError(f"{compute_type} needs no calibration texts; they are for int8")
     import_nncf()
     recipe = recipe_of(folder) if recipe is None else recipe
-    source = ir.find_files(folder).variants.get("float32")
-    if source is None:
-        raise ModelNotFoundError(f"{folder} has no float32 IR to quantize; run: edge-embed build {folder}")
-    model = ir.read(openvino.Core(), source)
-    check_float(model, source)
-    check_scope(model, source, recipe)
+    source = find_source(folder)
+    model = read_source(source, recipe)
     entry: dict[str, Any] = {"recipe": asdict(recipe), "made_by": versions(), "made_from": hashes(source)}
     counts = {"texts": 0, "tokens": 0, "cut": 0}
     if compute_type == "int8_weights":
@@ -223,6 +240,24 @@ def import_nncf() -> None:
         raise InputError("quantizing needs NNCF: pip install 'edge-embed[quantize]'") from None
 
 
+def find_source(folder: Path) -> Path:
+    """The float32 IR of a model folder."""
+    source = ir.find_files(folder).variants.get("float32")
+    if source is None:
+        raise ModelNotFoundError(f"{folder} has no float32 IR to quantize; run: edge-embed build {folder}")
+    return source
+
+
+def read_source(source: Path, recipe: Recipe) -> "Model":
+    """A float32 IR, after a look at whether it is one and has what the recipe names."""
+    import openvino
+
+    model = ir.read(openvino.Core(), source)
+    check_float(model, source)
+    check_scope(model, source, recipe)
+    return model
+
+
 def check_float(model: "Model", source: Path) -> None:
     """Refuse a model that is quantized already."""
     found = [kind for kind in ("quantization", "weight_compression") if model.has_rt_info(["nncf", kind])]
@@ -248,26 +283,37 @@ def is_quantized_weight(node: Any) -> bool:
 def check_scope(model: "Model", source: Path, recipe: Recipe) -> None:
     """Refuse a recipe that names ops which the model does not have: it is of another exporter's graph."""
     names = sorted({node.get_friendly_name() for node in model.get_ops()})
-    unknown = [name for name in recipe.ignored_names if name not in names]
-    unknown += [
-        pattern for pattern in recipe.ignored_patterns if not any(re.match(pattern, name) for name in names)
-    ]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], names, n=3, cutoff=0.4)
-        hint = f"; names like that are: {', '.join(near)}" if near else ""
-        raise InputError(f"the recipe ignores {', '.join(unknown)}, which no op of {source} is called{hint}")
+    products = sorted(node.get_friendly_name() for node in linears.linears(model))
+    for kind, known, wanted, patterns in (
+        ("ignores", names, recipe.ignored_names, recipe.ignored_patterns),
+        ("leaves the activations of", products, recipe.weight_only_names, recipe.weight_only_patterns),
+    ):
+        unknown = [name for name in wanted if name not in known]
+        unknown += [pattern for pattern in patterns if not any(re.match(pattern, name) for name in known)]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], known, n=3, cutoff=0.4)
+            hint = f"; names like that are: {', '.join(near)}" if near else ""
+            what = "op" if known is names else "linear"
+            raise InputError(
+                f"the recipe {kind} {', '.join(unknown)}, which no {what} of {source} is called{hint}"
+            )
 
 
 def calibration_texts(file: Path | None, tokenizer: Tokenizer, recipe: Recipe, allow_few: bool) -> list[str]:
-    """The texts that int8 is calibrated on, at most recipe.subset_size, in their order.
+    """The texts that int8 is calibrated on, at most recipe.subset_size, in their order."""
+    if file is not None:
+        return own_texts(file, recipe, allow_few)
+    found = calibration.builtin(
+        lambda text: int(tokenizer.encode([text]).lengths[0]), max_tokens=tokenizer.max_tokens
+    )
+    return [text.text for text in found[: recipe.subset_size]]
+
+
+def own_texts(file: Path, recipe: Recipe, allow_few: bool) -> list[str]:
+    """A user's calibration texts, at most recipe.subset_size, in the order that the recipe's seed gives.
 
     Errors: InputError for a file that cannot be used, holds too few texts, or some that drift is measured on.
     """
-    if file is None:
-        found = calibration.builtin(
-            lambda text: int(tokenizer.encode([text]).lengths[0]), max_tokens=tokenizer.max_tokens
-        )
-        return [text.text for text in found[: recipe.subset_size]]
     own = calibration.read_user_texts(file, allow_few=allow_few)
     if own.duplicates or own.blank:
         logger.warning("%s: %d repeated and %d blank texts are left out", file, own.duplicates, own.blank)
@@ -316,12 +362,11 @@ def quantize_all(
     from tqdm import tqdm
 
     inputs = frozenset(head.standardize(model).inputs)
-    smooth = nncf.AdvancedSmoothQuantParameters(matmul=recipe.smooth_quant_alpha)
-    work = sum(map(len, rows)) * (1 if recipe.smooth_quant_alpha == OFF else 2)
+    rounds = 1 + (recipe.smooth_quant_alpha != OFF) + (recipe.outlier_channels > 0)
     with (
         quiet(bars=False),
         tqdm(
-            total=work,
+            total=sum(map(len, rows)) * rounds,
             smoothing=0.05,
             desc="Calibrating",
             unit="token",
@@ -329,29 +374,67 @@ def quantize_all(
             disable=not show_progress_bar,
         ) as bar,
     ):
-        return nncf.quantize(
+        samples = Samples(rows, inputs, bar)
+        apart = split_outliers(model, recipe, samples) if recipe.outlier_channels else []
+        names = [node.get_friendly_name() for node in linears.linears(model)]
+        model = nncf.quantize(
             model,
-            nncf.Dataset(Samples(rows, inputs, bar)),
+            nncf.Dataset(samples),
             preset=nncf.QuantizationPreset.MIXED,
             target_device=nncf.TargetDevice.CPU,
             subset_size=len(rows),
             model_type=nncf.ModelType.TRANSFORMER,
-            ignored_scope=ignored(recipe),
+            ignored_scope=ignored(recipe, apart),
             advanced_parameters=nncf.AdvancedQuantizationParameters(
                 disable_bias_correction=True,
-                smooth_quant_alphas=smooth,
+                smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=recipe.smooth_quant_alpha),
                 activations_range_estimator_params=getattr(
                     RangeEstimatorParametersSet, recipe.range_estimator.upper()
                 ),
             ),
         )
+    linears.drop_masks(model)
+    linears.leave_activations(model, {name for name in names if is_weight_only(name, recipe)})
+    return model
 
 
-def ignored(recipe: Recipe) -> Any:
-    """The nncf.IgnoredScope of a recipe."""
+def split_outliers(model: "Model", recipe: Recipe, samples: Samples) -> list[str]:
+    """Put the outlier channels that samples show apart, in place; the names of what must stay float32."""
+    import openvino
+
+    compiled = openvino.Core().compile_model(
+        linears.magnitudes(model.clone()),
+        "CPU",
+        {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"},
+    )
+    request = compiled.create_infer_request()
+    largest: list[NDArray[np.float32]] = []
+    for feed in samples:
+        request.infer(feed)
+        seen = [tensor.data for tensor in request.output_tensors]
+        largest = [np.maximum(*pair) for pair in zip(largest or seen, seen, strict=True)]
+    read = dict.fromkeys(map(linears.source, linears.linears(model)))
+    return linears.split_outliers(
+        model,
+        {
+            source: linears.outliers(magnitude, recipe.outlier_channels, recipe.outlier_ratio)
+            for source, magnitude in zip(read, largest, strict=True)
+        },
+    )
+
+
+def is_weight_only(name: str, recipe: Recipe) -> bool:
+    """Whether a recipe leaves the activations of the linear of this name alone."""
+    return name in recipe.weight_only_names or any(
+        re.match(pattern, name) for pattern in recipe.weight_only_patterns
+    )
+
+
+def ignored(recipe: Recipe, names: Sequence[str] = ()) -> Any:
+    """The nncf.IgnoredScope of a recipe, and further names."""
     import nncf
 
-    return nncf.IgnoredScope(names=list(recipe.ignored_names), patterns=list(recipe.ignored_patterns))
+    return nncf.IgnoredScope(names=[*recipe.ignored_names, *names], patterns=list(recipe.ignored_patterns))
 
 
 @contextmanager
@@ -385,6 +468,9 @@ def install(model: "Model", file: Path, folder: Path, variant: str, entry: Mappi
         files = file_entries(folder, [path.relative_to(folder).as_posix() for path in written])
         record["files"] = record.get("files", {}) | files
         record[KEY] = record.get(KEY, {}) | {variant: entry}
+        if DRIFT in record:
+            stale = {name for name, (stored, *_) in COMPUTE_TYPES.items() if stored == variant}
+            record[DRIFT] = {name: found for name, found in record[DRIFT].items() if name not in stale}
         if PREPARATION in record:  # what was found out about the file before does not hold for this one
             known = record[PREPARATION].items()
             record[PREPARATION] = {name: outcome for name, outcome in known if name not in files}
@@ -393,6 +479,26 @@ def install(model: "Model", file: Path, folder: Path, variant: str, entry: Mappi
         for path in written:
             path.unlink(missing_ok=True)
         raise
+
+
+def measure_drift(folder: Path, variant: str, *, show_progress_bar: bool = False) -> dict[str, Any]:
+    """Drift from the float32 IR of each compute type that an INT8 file serves here; kept on record.
+
+    variant  int8_weights, which int8_dynamic runs, too, or int8
+    """
+    texts = measure.evaluation_texts(folder)
+    options = {"cache_dir": False, "show_progress_bar": show_progress_bar}
+    reference = measure.embed(folder, "float32", texts, **options)
+    entries = {}
+    for compute_type, (stored, _, group) in COMPUTE_TYPES.items():
+        if stored == variant and (group == "0" or machine().has_int8_dot):
+            drift = measure.quick(folder, compute_type, texts, reference=reference, **options)
+            checks = gate.judge(drift, gate.floors_of(folder, compute_type))
+            entries[compute_type] = measure.entry(drift, checks)
+    record = read_record(folder)
+    record[DRIFT] = record.get(DRIFT, {}) | entries
+    write_record(folder, record)
+    return entries
 
 
 def hashes(source: Path) -> dict[str, str]:

@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from edge_embed import Embedder, atomic, calibration, ir, quantize, store
 from edge_embed.build import build
 from edge_embed.cli import main
+from edge_embed.drift import measure
+from edge_embed.drift.metrics import sqnr
 from edge_embed.errors import OutputError
-from edge_embed.graph import passes
+from edge_embed.graph import linears, passes
 from edge_embed.hardware import machine
 from edge_embed.manifest import read_manifest
 from edge_embed.plan import Plan, make_plan
@@ -39,8 +41,8 @@ KINDS = ("int8_weights", "int8")
 FILES = {kind: f"openvino/{ir.VARIANTS[kind]}" for kind in KINDS}
 GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 
-# Short, so that a recipe with few texts is quick.
-FEW = Recipe(subset_size=200)
+# Short, so that a recipe with few texts is quick. Random weights have no outliers, so the largest will do.
+FEW = Recipe(subset_size=200, outlier_channels=2, outlier_ratio=1.2)
 
 TEXTS = [
     "the cat sat on the mat",
@@ -127,9 +129,11 @@ def test_int8_weights_are_those_of_nncf(bert: Path) -> None:
     np.testing.assert_array_equal(hidden(read(bert, "int8_weights"), rows), hidden(expected, rows))
 
 
-def test_int8_is_that_of_nncf_on_the_same_texts(bert: Path) -> None:
+def test_int8_without_outlier_channels_is_that_of_nncf_on_the_same_texts(tiny: Path) -> None:
     import nncf
 
+    bert = tiny
+    quantize.quantize(bert, "int8", replace(FEW, outlier_channels=0))
     tokenizer = Tokenizer(bert, max_tokens=512)
     built_in = calibration.builtin(lambda text: int(tokenizer.encode([text]).lengths[0]), max_tokens=512)
     model = read(bert, "float32")
@@ -143,6 +147,37 @@ def test_int8_is_that_of_nncf_on_the_same_texts(bert: Path) -> None:
     )
     rows = tokens(bert, TEXTS)
     np.testing.assert_array_equal(hidden(read(bert, "int8"), rows), hidden(expected, rows))
+
+
+def test_the_products_of_outlier_channels_stay_in_float32(bert: Path) -> None:
+    model = read(bert, "int8")
+    weights = {
+        node.get_friendly_name(): node.input_value(1).get_node().get_type_name()
+        for node in linears.linears(model)
+    }
+    apart = [name for name in weights if name.endswith(linears.OUTLIERS)]
+    assert apart
+    assert {weights[name] for name in apart} == {
+        "Constant"
+    }  # float32 as it is; INT8 is unpacked by a Multiply
+    assert {weights[name] for name in weights if name not in apart} == {"Multiply"}
+    assert not [node for node in model.get_ops() if node.get_friendly_name().endswith(linears.MASK)]
+
+
+def test_the_linears_that_a_recipe_leaves_to_weights_alone_read_float32(tiny: Path) -> None:
+    name, pattern = "encoder.layer.0.output.dense.matmul", r"encoder\.layer\.1\.attention\.self"
+    quantize.quantize(tiny, "int8", replace(FEW, weight_only_names=(name,), weight_only_patterns=(pattern,)))
+    model = read(tiny, "int8")
+    coarse = {name for names in linears.quantized_inputs(model).values() for name in names}
+    alone = {node.get_friendly_name() for node in linears.linears(model)} - coarse
+    left = {name for name in alone if not name.endswith(linears.OUTLIERS)}
+    assert left == {
+        name,
+        *(f"encoder.layer.1.attention.self.{part}.matmul" for part in ("query", "key", "value")),
+    }
+    for node in linears.linears(model):
+        if node.get_friendly_name() in left:
+            assert node.input_value(1).get_node().get_type_name() == "Multiply"  # INT8 weights all the same
 
 
 @pytest.mark.parametrize("name", ["bert", "modernbert"])
@@ -188,6 +223,23 @@ def minilm_quantized(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
+@pytest.mark.minilm
+@pytest.mark.skipif(not machine().has_int8_dot, reason="static INT8 is run by weights alone here")
+def test_outlier_channels_apart_make_the_drift_of_minilm_less_than_that_of_stock(
+    minilm_quantized: Path, tmp_path: Path
+) -> None:
+    stock = Path(shutil.copytree(minilm_quantized, tmp_path / "stock"))
+    quantize.quantize(stock, "int8", Recipe(smooth_quant_alpha=0.95, outlier_channels=0, subset_size=100))
+    texts = [text.text for text in measure.evaluation_texts(minilm_quantized)]
+
+    def vectors(folder: Path, compute_type: str) -> NDArray[np.float32]:
+        return Embedder(folder, compute_type=compute_type, cache_dir=False).encode(texts)
+
+    float32 = vectors(stock, "float32")
+    ours, theirs = (sqnr(float32, vectors(folder, "int8")) for folder in (minilm_quantized, stock))
+    assert ours > theirs + 2.5
+
+
 def test_the_plan_takes_what_was_quantized(bert: Path) -> None:
     files = ir.find_files(bert)
     assert files.variants.keys() == {"float32", *KINDS}
@@ -219,7 +271,7 @@ def test_other_programs_do_not_quantize_activations_on_the_fly_unless_they_ask(b
 
 def test_the_command_writes_one_ir_puts_it_on_record_and_keeps_the_rest(tiny: Path, capfd: Capture) -> None:
     before = contents(tiny)
-    assert main(["quantize", str(tiny), "--compute-type", "int8_weights", "--json"]) == 0
+    assert main(["quantize", str(tiny), "--compute-type", "int8_weights", "--no-drift", "--json"]) == 0
     out, err = capfd.readouterr()
     shown, report = out.splitlines()
     file = tiny / FILES["int8_weights"]
@@ -234,6 +286,7 @@ def test_the_command_writes_one_ir_puts_it_on_record_and_keeps_the_rest(tiny: Pa
         "bytes": size,
         "compute_type": "int8_weights",
         **{"texts": 0, "tokens": 0, "cut": 0},
+        "drift": {},
     }
     assert re.fullmatch(r"\d+ s, peak memory [\d,]+ MB\n", err)
     assert size < 0.4 * (tiny / "openvino/openvino_model.bin").stat().st_size
@@ -246,13 +299,39 @@ def test_the_command_writes_one_ir_puts_it_on_record_and_keeps_the_rest(tiny: Pa
 
 def test_the_command_calibrates_on_own_texts_and_says_so(tiny: Path, tmp_path: Path, capfd: Capture) -> None:
     texts = own_texts(tmp_path / "own.txt")
-    command = ["quantize", str(tiny), "--compute-type", "int8", "--calibration", str(texts)]
+    command = ["quantize", str(tiny), "--compute-type", "int8", "--calibration", str(texts), "--no-drift"]
     assert main(command) == 0
     out, err = capfd.readouterr()
     assert len(out.splitlines()) == 1
     assert re.fullmatch(r"calibrated on 60 texts, [\d,]+ tokens; \d+ s, peak memory [\d,]+ MB\n", err)
     entry = read_record(tiny)["quantized"]["int8"]["calibration"]
     assert (entry["source"], entry["texts"], entry["cut"]) == ("own.txt", 60, 0)
+
+
+def test_the_command_measures_drift_judges_it_and_puts_it_on_record(tiny: Path, capfd: Capture) -> None:
+    assert main(["quantize", str(tiny), "--compute-type", "int8_weights", "--json"]) == 0
+    _, *shown, report = capfd.readouterr().out.splitlines()
+    served = ["int8_weights", *(["int8_dynamic"] if machine().has_int8_dot else [])]
+    kept = read_record(tiny)["drift"]
+    assert json.loads(report)["drift"] == kept
+    assert list(kept) == served
+    for line, (compute_type, entry) in zip(shown, kept.items(), strict=True):
+        assert re.fullmatch(
+            rf"{compute_type} +[\d.]+ dB from float32 \([\d.]+ to [\d.]+\), worst in \S+ with [\d.]+; "
+            r"of ten neighbours [\d.]+% stay: (pass|fail \(.+\))",
+            line,
+        )
+        low, value, high = (entry["sqnr"][key] for key in ("low", "value", "high"))
+        assert 20 < low < value < high < 60
+        assert entry["verdict"] in ("pass", "fail")
+    assert kept[served[-1]]["sqnr"]["value"] <= kept["int8_weights"]["sqnr"]["value"]
+
+
+def test_a_new_file_does_not_inherit_the_drift_of_the_one_before(tiny: Path) -> None:
+    drift = {name: {"verdict": "pass"} for name in ("int8_weights", "int8_dynamic", "int8", "bfloat16")}
+    write_record(tiny, read_record(tiny) | {"drift": drift})
+    quantize.quantize(tiny, "int8_weights", FEW)
+    assert read_record(tiny)["drift"].keys() == {"int8", "bfloat16"}
 
 
 def test_the_record_tells_recipe_versions_origin_and_texts(bert: Path) -> None:
@@ -301,7 +380,7 @@ from pathlib import Path
 from edge_embed.quantize import Recipe, quantize
 
 for kind in ("int8_weights", "int8"):
-    quantize(Path(sys.argv[1]), kind, Recipe(subset_size=200))
+    quantize(Path(sys.argv[1]), kind, Recipe(subset_size=200, outlier_channels=2, outlier_ratio=1.2))
 """
 
 
@@ -373,7 +452,7 @@ def test_a_recipe_file_is_followed(tiny: Path, tmp_path: Path) -> None:
         'seed = 3\nignored_names = ["embeddings.token_type_embeddings"]\n'
         r'ignored_patterns = ["encoder\\.layer\\.1\\.output"]'
     )
-    command = ["quantize", str(tiny), "--recipe", str(recipe), "--compute-type"]
+    command = ["quantize", str(tiny), "--no-drift", "--recipe", str(recipe), "--compute-type"]
     assert main([*command, "int8_weights"]) == 0
     assert main([*command, "int8"]) == 0
     entries = read_record(tiny)["quantized"]
@@ -410,6 +489,9 @@ def test_a_recipe_file_is_followed(tiny: Path, tmp_path: Path) -> None:
         ('ignored_names = "a"', "ignored_names is 'a', not a list of strings"),
         ("ignored_names = [1]", "ignored_names is [1], not a list of strings"),
         ('ignored_patterns = ["("]', "ignored_patterns holds '(', no regular expression: "),
+        ('weight_only_patterns = ["("]', "weight_only_patterns holds '(', no regular expression: "),
+        ("outlier_channels = -1", "outlier_channels is -1; 0 is for none"),
+        ("outlier_ratio = nan", "outlier_ratio is nan; it must be at least 0"),
         ("seed", "is not TOML: "),
     ],
 )
@@ -448,6 +530,17 @@ def test_names_that_the_model_lacks_are_named(tiny: Path, tmp_path: Path, capsys
         line = refused(capsys, tiny, "--recipe", recipe, kind=kind)
         assert line.startswith("the recipe ignores encoder.layer.7.output.dense, ^decoder, which no op of ")
         assert "names like that are: encoder.layer." in line
+
+
+def test_linears_that_the_model_lacks_are_named(tiny: Path, tmp_path: Path, capsys: Capture) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        'weight_only_names = ["encoder.layer.0.output.dense"]\nweight_only_patterns = ["embed"]'
+    )
+    line = refused(capsys, tiny, "--recipe", recipe)
+    told = "the recipe leaves the activations of encoder.layer.0.output.dense, embed, which no linear of "
+    assert line.startswith(told)
+    assert "names like that are: encoder.layer.0.output.dense.matmul" in line
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -602,7 +695,8 @@ class Terminal:
 
         self.near, far = pty.openpty()
         termios.tcsetwinsize(far, (24, 100))
-        command = [sys.executable, "-m", "edge_embed", "quantize", str(folder), "--compute-type", "int8"]
+        command = [sys.executable, "-m", "edge_embed", "quantize", str(folder), "--no-drift"]
+        command += ["--compute-type", "int8"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=far)
         os.close(far)
 

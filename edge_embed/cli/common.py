@@ -182,9 +182,16 @@ def check_ids(name: str, rows: Sequence[dict[str, Any]], column: str) -> list[An
 
 
 def check_output(target: Path, source: str) -> None:
-    """Refuse an output that cannot be written, or that would replace the input, before the work is done."""
+    """Refuse vectors in a form that is not known, and what `check_target` refuses."""
     if target.suffix not in OUTPUT_SUFFIXES:
         raise InputError(f"{target} ends in {target.suffix!r}; known: {', '.join(OUTPUT_SUFFIXES)}")
+    check_target(target, source)
+    if target.suffix == ".parquet":
+        import_pyarrow()
+
+
+def check_target(target: Path, source: str = "") -> None:
+    """Refuse an output that cannot be written, or that would replace the input, before the work is done."""
     folder = target.parent
     try:
         if not folder.is_dir():
@@ -199,8 +206,6 @@ def check_output(target: Path, source: str) -> None:
                 raise InputError(f"{target} is the input as well; name another output")
     except OSError as error:  # a name that is too long, a folder that may not be entered
         raise InputError(f"cannot write {target}: {error.strerror or error}") from None
-    if target.suffix == ".parquet":
-        import_pyarrow()
 
 
 def write_vectors(target: Path, ids: Sequence[Any], rows: "Vectors") -> None:

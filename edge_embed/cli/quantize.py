@@ -4,7 +4,15 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_embed.errors import InputError
+
+if TYPE_CHECKING:
+    from edge_embed.quantize import Recipe
+    from edge_embed.sweep import Sweep
 
 HELP = "make an INT8 IR of a model's float32 one (pip install 'edge-embed[quantize]')"
 
@@ -33,6 +41,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe", type=Path, metavar="FILE", help="another recipe.toml than that of the model in models/"
     )
+    parser.add_argument(
+        "--search",
+        type=Path,
+        metavar="TABLE",
+        help="try recipes for int8 on this machine, take the one of least drift that has 90 %% of the speed "
+        "of NNCF's defaults, and write what all gave to TABLE (JSON), the recipe beside it (TOML)",
+    )
+    parser.add_argument(
+        "--no-drift",
+        action="store_false",
+        dest="drift",
+        help="do not measure the drift from float32; static INT8 is then not chosen automatically",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,13 +62,15 @@ def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     folder = store.resolve(args.model)
     recipe = quantize.recipe_of(folder) if args.recipe is None else quantize.read_recipe(args.recipe)
+    bars = sys.stderr is not None and sys.stderr.isatty()
+    searched = search(args, folder, recipe, bars) if args.search is not None else None
     done = quantize.quantize(
         folder,
         args.compute_type,
-        recipe,
+        recipe if searched is None else searched.chosen,
         texts_file=args.calibration,
         allow_few=args.allow_few,
-        show_progress_bar=sys.stderr is not None and sys.stderr.isatty(),
+        show_progress_bar=bars,
     )
     size = done.file.with_suffix(".bin").stat().st_size
     seconds, peak = time.perf_counter() - began, peak_bytes()
@@ -55,7 +78,12 @@ def run(args: argparse.Namespace) -> int:
     shown = f"calibrated on {done.texts} texts, {done.tokens:,} tokens{cut}; " if done.texts else ""
     shown += f"{seconds:.0f} s" + (f", peak memory {peak / 1e6:,.0f} MB" if peak else "")
     print(shown, file=sys.stderr)
-    print(f"{done.file}  {size / 1e6:.1f} MB")
+    print(f"{done.file}  {size / 1e6:.1f} MB", flush=True)
+    drift = {}
+    if args.drift:
+        drift = quantize.measure_drift(folder, args.compute_type, show_progress_bar=bars)
+        for compute_type, entry in drift.items():
+            print(f"{compute_type:<12} {as_line(entry)}")
     if args.json:
         report = {
             "folder": str(folder),
@@ -67,9 +95,50 @@ def run(args: argparse.Namespace) -> int:
             "cut": done.cut,
             "seconds": round(seconds, 3),
             "peak_bytes": peak,
+            "drift": drift,
         }
-        print(json.dumps(report))
+        print(json.dumps(report, ensure_ascii=False))
     return 0
+
+
+def search(args: argparse.Namespace, folder: Path, recipe: "Recipe", bars: bool) -> "Sweep":
+    """Try recipes, keep the table in the file that --search names, and its recipe beside it."""
+    from edge_embed import atomic, sweep
+    from edge_embed.cli import common
+    from edge_embed.quantize import as_toml
+
+    if args.compute_type != "int8":
+        raise InputError(f"{args.compute_type} has nothing to search; --search is for int8")
+    common.check_target(args.search)
+    found = sweep.sweep(
+        folder, texts_file=args.calibration, allow_few=args.allow_few, start=recipe, show_progress_bar=bars
+    )
+    atomic.write_text(args.search, json.dumps(sweep.to_dict(found), indent=2, ensure_ascii=False) + "\n")
+    chosen = args.search.with_suffix(".toml")
+    atomic.write_text(chosen, as_toml(found.chosen))
+    for line in sweep.as_table(found):
+        print(line)
+    print(
+        f"compared on {found.held_out} held-out texts; {args.search} and {chosen} hold all", file=sys.stderr
+    )
+    return found
+
+
+def as_line(entry: Mapping[str, Any]) -> str:
+    """A drift entry of the record for people."""
+    sqnr, verdict = entry["sqnr"], entry["verdict"]
+    worst = (
+        ""
+        if entry["worst_slice"] is None
+        else (f", worst in {entry['worst_slice']} with {entry['worst_slice_sqnr']:.1f}")
+    )
+    failed = (
+        "" if verdict == "pass" else f" ({', '.join(sorted({check['id'] for check in entry['failed']}))})"
+    )
+    return (
+        f"{sqnr['value']:.1f} dB from float32 ({sqnr['low']:.1f} to {sqnr['high']:.1f}){worst}; "
+        f"of ten neighbours {entry['overlap_10']['value']:.1%} stay: {verdict}{failed}"
+    )
 
 
 def peak_bytes() -> int | None:

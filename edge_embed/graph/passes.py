@@ -158,6 +158,8 @@ class FirstRow:
         if kind == "Concat":
             along = node.get_attributes()["axis"] % rank
             return None if along == axis else [self.of(value, axis) for value in inputs]
+        if kind == "Gather" and is_constant(inputs[1]) and not node.get_attributes()["batch_dims"]:
+            return [self.of(inputs[0], axis), *inputs[1:]] if spares(inputs[2], axis, rank) else None
         if kind == "MatMul":
             plain = not node.get_attributes()["transpose_a"] and inputs[1].get_partial_shape().rank == 2
             return [self.of(inputs[0], axis), inputs[1]] if plain and axis < rank - 1 else None
