@@ -9,10 +9,12 @@
     │   └── IntegrityError         a file is not the one that was recorded
     ├── DeviceError                OpenVINO has no such device, or cannot compile for it
     ├── NumericsError              NaN, Inf or zero rows came out of a model
+    ├── MismatchError              a reference is not of this model, these texts or these tokens
     ├── PullError                  a download failed, or was refused
     └── OutputError (OSError)      a result could not be written
 
-The command line prints an EdgeEmbedError as one line and exits with 2; anything else is a crash.
+The command line prints an EdgeEmbedError as one line and exits with 2, with 4 for a MismatchError, by which
+nothing can be judged; anything else is a crash.
 """
 
 
@@ -50,6 +52,10 @@ class DeviceError(EdgeEmbedError):
 
 class NumericsError(EdgeEmbedError):
     """A model gave NaN, Inf or a zero vector."""
+
+
+class MismatchError(EdgeEmbedError):
+    """What was recorded earlier is not of this model, these texts or these tokens: nothing can be judged."""
 
 
 class PullError(EdgeEmbedError):
