@@ -14,11 +14,23 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_embed import batching, calibration, cards, ir, output_ranges, prepare, store, vectors
+from edge_embed import (
+    batching,
+    calibration,
+    canary,
+    cards,
+    ir,
+    output_ranges,
+    prepare,
+    profile,
+    store,
+    vectors,
+)
 from edge_embed.errors import InputError, ModelError, NumericsError
 from edge_embed.hardware import machine
 from edge_embed.manifest import Manifest, read_manifest
-from edge_embed.plan import Plan, make_plan
+from edge_embed.plan import Plan, make_plan, verdict_on_record
+from edge_embed.profile import Profile
 from edge_embed.record import check_json_files, read_record
 from edge_embed.runtime import Runtime, check_device, check_finite
 from edge_embed.tokenization import Tokenizer, Tokens
@@ -99,9 +111,9 @@ class Embedder:
             )
 
         cache = store.home() / "compiled" if cache_dir is None else Path(cache_dir) if cache_dir else None
-        plan = make_plan(
-            machine(),
-            ir.find_files(self.folder),
+        plan = plan_here(
+            self.folder,
+            kept_profile(self.folder, device)[0],
             max_tokens=self.max_tokens,
             compute_type=compute_type,
             device=device,
@@ -110,7 +122,6 @@ class Embedder:
             cache=cache,
             cache_asked=bool(cache_dir),
         )
-        check_device(plan)
         # A large tokenizer takes a second to parse and releases the GIL, as compiling does: side by side.
         with ThreadPoolExecutor(1, "edge-embed-tokenizer") as side:
             tokenizer = side.submit(
@@ -118,11 +129,7 @@ class Embedder:
             )
             facts = prepare.read_facts(self.folder, self.manifest)
             self.plan: Plan = prepare.prepare(plan, facts, spare=store.home() / "prepared")
-            self._runtime = Runtime(
-                self.plan,
-                lambda model, form: prepare.graph(self.plan, facts, model, form),
-                json.dumps([prepare.made_from(self.plan, facts), self.manifest.normalize]),
-            )
+            self._runtime = start(self.plan, facts)
             self._tokenizer = tokenizer.result()
         self._tokenizer.check_fits(self.manifest.vocabulary)
         lengths = self.plan.static_lengths
@@ -422,6 +429,41 @@ class Embedder:
                 f"{self.folder} leaves prompt tokens out of its pooling, which is not built; pass prompt=''"
             )
         return prompt
+
+
+def kept_profile(folder: Path, device: str) -> tuple[Profile | None, str]:
+    """What `edge-embed tune` has kept for this machine, or None; and in a line why."""
+    return profile.read(store.home(), profile_facts(folder, device))
+
+
+def profile_facts(folder: Path, device: str) -> dict[str, Any]:
+    """What a profile of a model folder depends on."""
+    files = ir.find_files(folder)
+    runnable = [*files.variants.values(), *([files.onnx] if files.onnx and not files.variants else [])]
+    return profile.made_from(folder, runnable, machine(), device)
+
+
+def plan_here(folder: Path, tuned: Profile | None, **wishes: Any) -> Plan:
+    """The plan of a model folder on this machine, on a device that is there and with kernels that work.
+
+    wishes  of `make_plan`
+    """
+    here, files = machine(), ir.find_files(folder)
+    passed = verdict_on_record(read_record(folder), "int8", here) == profile.PASS
+    plan = make_plan(here, files, profile=tuned, int8_passed=passed, **wishes)
+    check_device(plan)
+    if trouble := canary.trouble(plan, here, store.home()):
+        plan = make_plan(here, files, profile=tuned, int8_passed=passed, int8_trouble=trouble, **wishes)
+    return plan
+
+
+def start(plan: Plan, facts: prepare.Facts) -> Runtime:
+    """The compiled model of a prepared plan."""
+    return Runtime(
+        plan,
+        lambda model, form: prepare.graph(plan, facts, model, form),
+        json.dumps([prepare.made_from(plan, facts), facts.manifest.normalize]),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,9 @@ FLAGS = frozenset(
 )
 """The instruction sets that decide which kernels OpenVINO picks, as /proc/cpuinfo names them."""
 
+INT8_DOT = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
+"""Any of these sums int8 products in 32 bits. ARM has its own, but OpenVINO's INT8 there is not relied on."""
+
 SYSCTL_FLAGS = {
     "avx1.0": "avx",
     "sse4.2": "sse4_2",
@@ -76,7 +79,12 @@ class Machine:
     @property
     def has_int8_dot(self) -> bool:
         """int8 products are summed in 32 bits by one instruction; without it they cost more than float32."""
-        return not self.flags.isdisjoint({"avx_vnni", "avx512_vnni", "amx_int8"})
+        return not self.flags.isdisjoint(INT8_DOT)
+
+    @property
+    def cpu_class(self) -> str:
+        """INT8 models give the same on CPUs of one class; their drift in one says nothing of the other."""
+        return "vnni" if self.has_int8_dot else "no-vnni"
 
     @property
     def has_bf16(self) -> bool:
@@ -197,9 +205,9 @@ def _cpu_model(root: Path, processors: list[dict[str, str]]) -> str:
     if "model name" in first:
         return first["model name"]
     board = _read(root / "proc/device-tree/model").strip("\0 \n")
-    core = (
-        f"ARM implementer {first['CPU implementer']} part {first['CPU part']}" if "CPU part" in first else ""
-    )
+    core = ""
+    if "CPU implementer" in first and "CPU part" in first:
+        core = f"ARM implementer {first['CPU implementer']} part {first['CPU part']}"
     return ", ".join(filter(None, (board, core)))
 
 

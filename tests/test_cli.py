@@ -540,7 +540,10 @@ def test_build_makes_an_ir_elsewhere_that_embeds_alike(
 JSON_RUNS: dict[str, Callable[[Path, Path], list[str | Path]]] = {
     "pull": lambda folder, texts: ["all-MiniLM-L6-v2"],
     "build": lambda folder, texts: [folder],
-    "quantize": lambda folder, texts: [folder, "--compute-type", "int8_weights"],
+    "quantize": lambda folder, texts: [folder, "--compute-type", "int8_weights", "--no-drift"],
+    "trim": lambda folder, texts: [folder, "--languages", "en", "--dry-run"],
+    "tune": lambda folder, texts: [folder, "--forget"],
+    "drift": lambda folder, texts: ["record", folder, "--texts", texts, "-o", texts.with_suffix(".npz")],
     "embed": lambda folder, texts: [texts, "-m", folder],
     "similarity": lambda folder, texts: ["a", "b", "-m", folder],
     "search": lambda folder, texts: ["a", "--corpus", texts, "-m", folder],

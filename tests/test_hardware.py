@@ -126,6 +126,11 @@ def test_an_arm_server_is_read_by_its_features(tmp_path: Path) -> None:
     assert (found.has_int8_dot, found.has_bf16) == (False, False)
 
 
+def test_an_arm_core_that_tells_half_of_its_numbers_has_no_name_and_no_error(tmp_path: Path) -> None:
+    write(tmp_path, "proc/cpuinfo", "processor\t: 0\nFeatures\t: fp asimd\nCPU part\t: 0xd08\n")
+    assert read(tmp_path, {0}, "aarch64").cpu_model == "aarch64"
+
+
 def test_an_arm_board_is_named_and_only_shared_features_of_big_and_little_cores_count(tmp_path: Path) -> None:
     blocks = [
         f"processor\t: {number}\nFeatures\t: fp asimd{extra}\nCPU implementer\t: 0x41\nCPU part\t: {part}\n"

@@ -110,7 +110,7 @@ HOMES = {
     "openvino_genai": frozenset[str](),
     "openvino_tokenizers": frozenset({"tokenizer_ir"}),
     "optimum": frozenset({"via_optimum"}),
-    "tokenizers": frozenset({"tokenization"}),
+    "tokenizers": frozenset({"reference", "tokenization"}),
     "torch": frozenset({"reference"}),
     "transformers": frozenset({"reference", "tokenizer_ir"}),
 }

@@ -9,7 +9,15 @@ import pytest
 from edge_embed.errors import InputError, ModelNotFoundError
 from edge_embed.hardware import Machine
 from edge_embed.ir import VARIANTS, Files
-from edge_embed.plan import COMPUTE_TYPES, Plan, choose_cache, make_plan, static_lengths
+from edge_embed.plan import (
+    COMPUTE_TYPES,
+    Plan,
+    choose_cache,
+    make_plan,
+    static_lengths,
+    verdict_on_record,
+)
+from edge_embed.profile import Profile, Tuned
 
 AVX2 = frozenset({"avx", "avx2", "fma"})
 CPUS = {
@@ -254,11 +262,11 @@ def test_an_impossible_wish_is_refused_with_its_value(
 @pytest.mark.parametrize(
     ("have", "wish", "command"),
     [
-        ("float32", "int8", "quantize --compute-type int8"),
-        ("float32", "int8_dynamic", "quantize --compute-type int8_weights"),
-        ("float32", "int8_weights", "quantize --compute-type int8_weights"),
-        ("int8", "float32", "build"),
-        ("int8", "bfloat16", "build"),
+        ("float32", "int8", "quantize {} --compute-type int8"),
+        ("float32", "int8_dynamic", "quantize {} --compute-type int8_weights"),
+        ("float32", "int8_weights", "quantize {} --compute-type int8_weights"),
+        ("int8", "float32", "build {}"),
+        ("int8", "bfloat16", "build {}"),
     ],
 )
 def test_a_missing_variant_is_named_with_what_makes_it(
@@ -270,7 +278,7 @@ def test_a_missing_variant_is_named_with_what_makes_it(
     line = str(caught.value)
     assert VARIANTS[COMPUTE_TYPES[wish][0]] in line  # what is missing
     assert f"only {VARIANTS[have]}" in line  # what is there
-    assert f"edge-embed {command}" in line
+    assert line.endswith(f"run: edge-embed {command.format(tmp_path)}")
 
 
 def test_an_empty_folder_is_refused_with_the_build_command(tmp_path: Path) -> None:
@@ -317,3 +325,192 @@ def test_no_cache_folder_means_no_cache(tmp_path: Path) -> None:
 
     assert plan.cache is None
     assert plan.reasons["cache"] == "off"
+
+
+# What a drift gate said.
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize("variants", SETS)
+def test_static_int8_needs_a_passed_gate_and_a_cpu_that_executes_it(
+    tmp_path: Path, cpu: str, variants: tuple[str, ...]
+) -> None:
+    before = plan_for(tmp_path, cpu, *variants)
+    plan = plan_for(tmp_path, cpu, *variants, int8_passed=True)
+    if variants == ("float32", "int8") and cpu in WITH_INT8_DOT:
+        assert (before.compute_type, plan.compute_type) == ("float32", "int8")
+        assert "is not on record" in before.reasons["compute_type"]
+        assert plan.reasons["compute_type"].endswith("the drift of static INT8 is within its floors")
+    else:
+        assert (plan.compute_type, plan.weight_only) == (before.compute_type, before.weight_only)
+
+
+@pytest.mark.parametrize(
+    ("record", "cpu", "expected"),
+    [
+        ({"drift": {"int8": {"verdict": "pass", "cpu_class": "vnni"}}}, "amx", "pass"),
+        ({"drift": {"int8": {"verdict": "fail", "cpu_class": "vnni"}}}, "amx", "fail"),
+        ({"drift": {"int8": {"verdict": "pass", "cpu_class": "no-vnni"}}}, "avx2", "pass"),
+        ({"drift": {"int8": {"verdict": "pass", "cpu_class": "no-vnni"}}}, "amx", None),
+        ({"drift": {"int8": {"verdict": "pass", "cpu_class": "vnni"}}}, "avx2", None),
+        ({"drift": {"int8": {"verdict": "pass"}}}, "amx", None),
+        ({"drift": {"int8": {"verdict": True, "cpu_class": "vnni"}}}, "amx", None),
+        ({"drift": {"int8_weights": {"verdict": "pass", "cpu_class": "vnni"}}}, "amx", None),
+        ({"drift": {"int8": "pass"}}, "amx", None),
+        ({"drift": ["int8"]}, "amx", None),
+        ({}, "amx", None),
+    ],
+)
+def test_a_verdict_on_record_counts_for_cpus_of_its_class(
+    record: dict[str, Any], cpu: str, expected: str | None
+) -> None:
+    assert verdict_on_record(record, "int8", machine_with(cpu)) == expected
+
+
+# What was tuned here.
+
+
+def tuned(rate: float, sqnr: float | None = None, verdict: str | None = "pass", **settings: int) -> Tuned:
+    values = {"threads": 4, "streams": 1, "token_budget": 512, "windowed_from": None} | settings
+    return Tuned(texts_per_second=rate, spread=0.02, verdict=verdict, sqnr=sqnr, **values)
+
+
+def profile_of(**types: Tuned) -> Profile:
+    return Profile("2026-05-04T12:30Z", 60.0, types)
+
+
+FAST_INT8 = profile_of(
+    float32=tuned(20.1),
+    bfloat16=tuned(90.0, 42.0),
+    int8_weights=tuned(17.0, 31.0),
+    int8_dynamic=tuned(41.2, 29.1, streams=2, token_budget=256, windowed_from=768),
+    int8=tuned(54.0, 23.4, streams=2),
+)
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+def test_auto_takes_the_fastest_that_passed_but_never_bfloat16(tmp_path: Path, cpu: str) -> None:
+    plan = plan_for(tmp_path, cpu, *VARIANTS, profile=FAST_INT8)
+    expected = "int8" if cpu in WITH_INT8_DOT else "int8_dynamic"  # static only where the CPU executes it
+    assert plan.compute_type == expected
+    assert plan.properties["INFERENCE_PRECISION_HINT"] == "f32"
+
+
+def test_the_reason_tells_the_speeds_and_the_drift(tmp_path: Path) -> None:
+    types = {name: FAST_INT8.compute_types[name] for name in ("float32", "int8_dynamic")}
+    plan = plan_for(tmp_path, "amx", *VARIANTS, profile=profile_of(**types))
+    assert plan.reasons["compute_type"] == "tuned here: 41.2 texts/s against 20.1 of float32, 29.1 dB"
+    slow = profile_of(float32=tuned(20.1), int8_weights=tuned(17.0, 31.0))
+    plan = plan_for(tmp_path, "amx", *VARIANTS, profile=slow)
+    assert plan.compute_type == "float32"
+    assert plan.reasons["compute_type"] == "tuned here: 20.1 texts/s against 17.0 of int8_weights"
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "static", "expected"),
+    [
+        (tuned(100.0, 29.0), tuned(104.9, 23.0), "int8_dynamic"),
+        (tuned(100.0, 29.0), tuned(105.1, 23.0), "int8"),
+        (tuned(104.9, 29.0), tuned(100.0, 31.0), "int8"),
+        (tuned(100.0, None, None), tuned(102.0, 23.0), "int8"),
+        (tuned(100.0, 29.0), tuned(300.0, 23.0, "fail"), "int8_dynamic"),
+        (tuned(100.0, 29.0), tuned(300.0, None, None), "int8_dynamic"),  # static INT8 has to pass
+        (tuned(100.0, 29.0, "fail"), tuned(300.0, 23.0, "fail"), "float32"),
+        (tuned(41.0, 29.0), tuned(41.5, 23.0), "float32"),
+    ],
+)
+def test_the_more_accurate_wins_within_five_percent(
+    tmp_path: Path, dynamic: Tuned, static: Tuned, expected: str
+) -> None:
+    measured = profile_of(float32=tuned(40.0), int8_dynamic=dynamic, int8=static)
+    plan = plan_for(tmp_path, "amx", *VARIANTS, profile=measured)
+    assert plan.compute_type == expected
+    others = [one for one in (dynamic, static) if one.verdict == "pass"]
+    slower = any(one.texts_per_second > measured.compute_types[expected].texts_per_second for one in others)
+    assert ("the more accurate of the equally fast" in plan.reasons["compute_type"]) is slower
+
+
+def test_faster_ones_that_failed_the_gate_are_named(tmp_path: Path) -> None:
+    types = {"int8_dynamic": tuned(41.2, 21.0, "fail"), "int8": tuned(54.0, 15.0, "fail")}
+    slow = {"int8_weights": tuned(9.0, 24.0, "fail")}
+    plan = plan_for(tmp_path, "amx", *VARIANTS, profile=profile_of(float32=tuned(20.1), **types, **slow))
+    assert plan.compute_type == "float32"
+    assert plan.reasons["compute_type"] == (
+        "tuned here: 20.1 texts/s, faster but drifting too far: int8_dynamic and int8"
+    )
+
+
+def test_a_profile_of_nothing_that_auto_may_take_leaves_the_rule(tmp_path: Path) -> None:
+    for measured in (
+        profile_of(),
+        profile_of(bfloat16=tuned(90.0, 42.0)),
+        profile_of(int8_weights=tuned(9.0)),
+    ):
+        plan = plan_for(tmp_path, "amx", "float32", profile=measured)
+        assert plan.compute_type == "float32"
+        assert plan.reasons["compute_type"].startswith("float32 is the reference")
+
+
+def test_the_settings_of_the_compute_type_that_runs_are_used(tmp_path: Path) -> None:
+    wishes: dict[str, Any] = {"profile": FAST_INT8, "compute_type": "int8_dynamic"}
+    plan = plan_for(tmp_path, "amx", *VARIANTS, **wishes)
+    assert (plan.threads, plan.streams, plan.token_budget, plan.windowed_from) == (4, 2, 256, 768)
+    assert plan.properties["NUM_STREAMS"] == "2"
+    assert {plan.reasons[key] for key in ("threads", "streams", "token_budget", "windowed_from")} == {
+        "tuned here"
+    }
+    assert plan.reasons["compute_type"] == "as asked"
+    other = plan_for(tmp_path, "amx", *VARIANTS, profile=FAST_INT8, compute_type="float32")
+    assert (other.streams, other.token_budget, other.windowed_from) == (1, 512, 512)
+    assert "tuned" not in other.reasons["windowed_from"]
+
+
+def test_wishes_win_over_a_profile(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"profile": FAST_INT8, "compute_type": "int8_dynamic"}
+    more = plan_for(tmp_path, "amx", *VARIANTS, streams=3, **asked)
+    assert (more.streams, more.threads, more.token_budget) == (3, 4, 256)
+    assert more.reasons["streams"] == "as asked"
+    fewer = plan_for(tmp_path, "amx", *VARIANTS, threads=2, **asked)
+    assert (fewer.threads, fewer.streams) == (2, 1)  # two streams were measured with four threads
+    same = plan_for(tmp_path, "amx", *VARIANTS, threads=4, **asked)
+    assert (same.streams, same.reasons["threads"]) == (2, "as asked")
+
+
+def test_settings_that_were_not_measured_are_the_plans_own(tmp_path: Path) -> None:
+    bare = Tuned(41.2, 0.02, None, None, None, None, "pass")
+    plan = plan_for(tmp_path, "amx", *VARIANTS, profile=profile_of(int8_dynamic=bare))
+    assert (plan.compute_type, plan.threads, plan.streams, plan.token_budget) == ("int8_dynamic", 4, 1, 512)
+    assert plan.reasons["threads"] == "4 physical of 8 logical cores"
+    assert not any(plan.reasons[key] == "tuned here" for key in plan.reasons)
+
+
+def test_an_onnx_file_gets_its_settings_too(tmp_path: Path) -> None:
+    measured = profile_of(float32=tuned(20.0, streams=2))
+    plan = planned(machine_with("amx"), folder_with(tmp_path, onnx=True), profile=measured)
+    assert (plan.compute_type, plan.streams) == ("float32", 2)
+
+
+def test_fixed_shapes_never_switch_to_windows(tmp_path: Path) -> None:
+    measured = profile_of(float32=tuned(20.0, windowed_from=256))
+    plan = plan_for(tmp_path, "amx", "float32", device="NPU", profile=measured)
+    assert (plan.windowed_from, plan.reasons["windowed_from"]) == (None, "not with fixed shapes")
+
+
+# Kernels that must not run.
+
+
+@pytest.mark.parametrize("compute_type", ["int8", "int8_dynamic"])
+@pytest.mark.parametrize("profile", [None, FAST_INT8])
+def test_int8_kernels_in_trouble_are_left_out_with_the_reason(
+    tmp_path: Path, compute_type: str, profile: Profile | None
+) -> None:
+    wishes: dict[str, Any] = {"int8_trouble": "a trial died", "profile": profile}
+    plan = plan_for(tmp_path, "amx", *VARIANTS, compute_type=compute_type, **wishes)
+    assert plan.reasons["compute_type"] == "as asked; a trial died"
+    assert plan.properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == "0"
+    assert plan.weight_only is (compute_type == "int8")
+    assert plan.properties.get("LP_TRANSFORMS_MODE") == ("NO" if compute_type == "int8" else None)
+    assert set(plan.properties) <= set(plan.reasons)
+    auto = plan_for(tmp_path, "amx", *VARIANTS, int8_passed=True, int8_trouble="a trial died")
+    assert auto.compute_type == "float32"
+    assert auto.reasons["compute_type"] == "without INT8 dot products float32 is faster; a trial died"

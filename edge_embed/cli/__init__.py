@@ -1,7 +1,8 @@
 """The edge-embed command. One module per subcommand: HELP, add_arguments, run. Knows the error policy only.
 
 stdout is data, in UTF-8, and ends with a JSON line under --json; stderr is for people. Exit codes: 0 done,
-1 crash, 2 wrong use or bad input, 130 Ctrl-C, 141 the reader of stdout left before the end (as in `| head`).
+1 crash, 2 wrong use or bad input, 4 cannot judge (a reference of something else), 130 Ctrl-C, 141 the reader
+of stdout left before the end (as in `| head`).
 """
 
 import argparse
@@ -14,13 +15,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from edge_embed import __version__
-from edge_embed.cli import build, embed, info, pull, quantize, search, similarity, verify
-from edge_embed.errors import EdgeEmbedError
+from edge_embed.cli import build, drift, embed, info, pull, quantize, search, similarity, trim, tune, verify
+from edge_embed.errors import EdgeEmbedError, MismatchError
 
 COMMANDS = {
     "pull": pull,
     "build": build,
     "quantize": quantize,
+    "trim": trim,
+    "tune": tune,
+    "drift": drift,
     "embed": embed,
     "similarity": similarity,
     "search": search,
@@ -33,9 +37,10 @@ EPILOG = """first steps:
   edge-embed embed -m all-MiniLM-L6-v2 texts.txt -o vectors.npy
   edge-embed search -m all-MiniLM-L6-v2 --corpus texts.txt "a question"
 
-exit codes: 0 done, 1 crash, 2 wrong use or bad input, 130 Ctrl-C, 141 stdout was closed early
+exit codes: 0 done, 1 crash, 2 wrong use or bad input, 4 cannot judge, 130 Ctrl-C, 141 stdout was closed early
 """
 
+CANNOT_JUDGE = 4
 READER_LEFT = 141  # what a shell says of a command that SIGPIPE ended
 
 # What a full or failing disk says of a write.
@@ -97,7 +102,7 @@ def guarded(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) 
         return run(args)
     except EdgeEmbedError as error:
         say(str(error))
-        return 2
+        return CANNOT_JUDGE if isinstance(error, MismatchError) else 2
     except KeyboardInterrupt:
         say("interrupted; nothing half-written is left")
         return 130

@@ -1,4 +1,4 @@
-"""edge-embed info: the model, the machine, and the plan with its reasons."""
+"""edge-embed info: the model, the machine, the plan with its reasons, and what was measured here."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_embed import __version__, store
 from edge_embed.cli import common
+from edge_embed.cli.tune import table
 from edge_embed.hardware import machine
 from edge_embed.prepare import PASSES
 from edge_embed.record import read_record
@@ -36,6 +37,9 @@ def run(args: argparse.Namespace) -> int:
     for key in (*CHOICES, *plan["properties"]):
         value = plan["properties"].get(key, plan.get(key))
         print(f"  {key:<32} {as_text(value):<14} {plan['reasons'].get(key, '')}".rstrip())
+    print("profile")
+    for line in as_lines(report["profile"], plan["folder"]):
+        print(f"  {line}")
     print("passes")
     for name in PASSES:
         print(f"  {name:<32} {'taken' if name in plan['passes'] else '-':<14} {plan['reasons'][name]}")
@@ -48,7 +52,10 @@ def describe(embedder: "Embedder") -> dict[str, Any]:
     """The whole report as JSON values. `effective` is what OpenVINO says of each property after compiling."""
     import openvino
 
+    from edge_embed.embedder import kept_profile
+
     manifest, plan = embedder.manifest, embedder.plan
+    found, told = kept_profile(plan.folder, plan.device)
     return {
         "model": {
             "folder": str(plan.folder),
@@ -65,8 +72,16 @@ def describe(embedder: "Embedder") -> dict[str, Any]:
         },
         "machine": machine().to_dict(),
         "plan": plan.to_dict() | {"effective": {name: effective(embedder, name) for name in plan.properties}},
+        "profile": {"told": told} | (found.to_dict() if found else {}),
         "versions": {"edge_embed": __version__, "openvino": openvino.get_version()},
     }
+
+
+def as_lines(kept: dict[str, Any], folder: str) -> list[str]:
+    """The profile for people."""
+    if "compute_types" not in kept:
+        return [f"{kept['told']}; run: edge-embed tune {folder}"]
+    return [kept["told"], *table(kept["compute_types"])]
 
 
 def effective(embedder: "Embedder", name: str) -> str | None:
