@@ -365,6 +365,7 @@ def quantize_all(
     rounds = 1 + (recipe.smooth_quant_alpha != OFF) + (recipe.outlier_channels > 0)
     with (
         quiet(bars=False),
+        outputs_in_order(),
         tqdm(
             total=sum(map(len, rows)) * rounds,
             smoothing=0.05,
@@ -457,6 +458,35 @@ def quiet(*, bars: bool) -> Iterator[None]:
     finally:
         console.quiet, console.stderr, _, reporter.telemetry = before
         log.setLevel(before[2])
+
+
+@contextmanager
+def outputs_in_order() -> Iterator[None]:
+    """Let the models that NNCF collects statistics by have their outputs in the order of the graph.
+
+    In NNCF's own order OpenVINO computes late layers before it has reduced what early ones gave, and so keeps
+    that: with texts of 8,192 tokens the exact 311M shape then takes 10.8 GB and 474 s, and 4.2 GB and 316 s
+    in the order of the graph.
+    """
+    from nncf.openvino.engine import OVNativeEngine
+    from openvino import Model
+
+    before = OVNativeEngine.__init__
+
+    def ordered(engine: Any, model: Model, *options: Any, **named: Any) -> None:
+        depth: dict[str, int] = {}
+        for node in model.get_ordered_ops():
+            inputs = (value.get_node().get_friendly_name() for value in node.input_values())
+            depth[node.get_friendly_name()] = 1 + max((depth[name] for name in inputs), default=0)
+        results = sorted(model.get_results(), key=lambda result: depth[result.get_friendly_name()])
+        same = Model(results, model.get_sinks(), model.get_parameters(), model.get_friendly_name())
+        before(engine, same, *options, **named)
+
+    OVNativeEngine.__init__ = ordered
+    try:
+        yield
+    finally:
+        OVNativeEngine.__init__ = before
 
 
 def install(model: "Model", file: Path, folder: Path, variant: str, entry: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import openvino
 import pytest
 from numpy.typing import NDArray
+from openvino import opset13
 
 from edge_embed import Embedder, atomic, calibration, ir, quantize, store
 from edge_embed.build import build
@@ -147,6 +148,25 @@ def test_int8_without_outlier_channels_is_that_of_nncf_on_the_same_texts(tiny: P
     )
     rows = tokens(bert, TEXTS)
     np.testing.assert_array_equal(hidden(read(bert, "int8"), rows), hidden(expected, rows))
+
+
+def test_nncf_gets_its_statistics_in_the_order_of_the_graph_and_is_then_as_it_was(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nncf.openvino.engine import OVNativeEngine
+
+    compiled: list[openvino.Model] = []
+    monkeypatch.setattr(OVNativeEngine, "__init__", lambda engine, model: compiled.append(model))
+    before = OVNativeEngine.__init__
+    model = read(tiny, "float32")
+    steps = [node for node in model.get_ordered_ops() if node.get_type_name() == "MatMul"]
+    shuffled = [opset13.result(steps[place]) for place in (5, 0, 9)]
+    with quantize.outputs_in_order():
+        OVNativeEngine(openvino.Model(shuffled, model.get_parameters(), "statistics"))
+    (ordered,) = compiled
+    read_from = [result.input_value(0).get_node().get_friendly_name() for result in ordered.get_results()]
+    assert read_from == [steps[place].get_friendly_name() for place in (0, 5, 9)]
+    assert OVNativeEngine.__init__ is before
 
 
 def test_the_products_of_outlier_channels_stay_in_float32(bert: Path) -> None:
