@@ -93,6 +93,10 @@ class Clock:
         """Seconds until this share of the time, from the beginning, is over; 0 when it is."""
         return max(0.0, end * self.seconds - self.elapsed)
 
+    def half(self, until: float) -> float:
+        """The middle of now and then: what comes next is left the other half."""
+        return self.elapsed + max(0.0, until - self.elapsed) / 2
+
     def tick(self, doing: str = "") -> None:
         """Move the bar on."""
         if doing:
@@ -237,7 +241,7 @@ def measured(model: Model, names: Sequence[str], here: Machine, clock: Clock) ->
     found = {}
     left = sorted(names, key=lambda name: (name == "bfloat16", -rates[name]))  # auto never takes bfloat16
     for name in left:  # half of what time is left for each, so that it is the slow ones that go without
-        until = clock.elapsed + clock.share(1) / (1 if name == left[-1] else 2)
+        until = clock.seconds if name == left[-1] else clock.half(clock.seconds)
         gain, fastest = time_settings(model, name, rates[name], work, here, clock, until)
         found[name] = Tuned(
             texts_per_second=round(rates[name] * gain, 4),
@@ -416,15 +420,16 @@ def time_settings(
         if clock.elapsed >= until:
             break
         rival = model.load(name, threads=threads, streams=streams)
-        ratio = speed(race([partial(best.embed, part), partial(rival.embed, part)], clock, until), 1).ratio
+        pair = [partial(best.embed, part), partial(rival.embed, part)]
+        ratio = speed(race(pair, clock, clock.half(until)), 1).ratio
         if ratio >= WORTH_IT:
             best, gain = rival, gain * ratio
-        del rival
+        del rival, pair  # before the next is loaded
         found |= {"threads": best.plan.threads, "streams": best.plan.streams}
     plan = best.plan
     if clock.elapsed < until and not plan.static_lengths:
         budgets = (TOKEN_BUDGET, *(other for other in BUDGETS if other != TOKEN_BUDGET))
-        seconds = race([partial(best.embed, part, other) for other in budgets], clock, until)
+        seconds = race([partial(best.embed, part, other) for other in budgets], clock, clock.half(until))
         ratios = [speed(seconds, i).ratio for i in range(len(budgets))]
         fastest = int(np.argmax(ratios)) if max(ratios) >= WORTH_IT else 0
         found["token_budget"], gain = budgets[fastest], gain * ratios[fastest]
@@ -460,7 +465,8 @@ def switch_over(model: Model, plan: Plan, clock: Clock, until: float) -> int | N
         shape = (max(1, TOKEN_BUDGET // lengths[middle]), lengths[middle])
         ids = chosen.integers(0, model.manifest.vocabulary or 1, shape)
         batches = [(ids, np.ones_like(ids))] * plan.streams
-        seconds = race([partial(plain.run, batches), partial(windowed.run, batches)], clock, until)
+        pair = [partial(plain.run, batches), partial(windowed.run, batches)]
+        seconds = race(pair, clock, clock.half(until))
         if speed(seconds, 1).ratio > 1:
             high = middle
         else:

@@ -282,6 +282,25 @@ def test_a_gain_that_could_be_noise_changes_no_setting(
     assert (found["streams"], found["token_budget"], gain) == (1, 512, 1.0)
 
 
+def test_no_setting_takes_the_time_of_those_that_come_after_it(
+    complete: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends: list[float] = []
+
+    def race(entrants: Sequence[Callable[[], float]], clock: Clock, until: float) -> NDArray[np.float64]:
+        ends.append(until)
+        clock.began -= until - clock.elapsed  # all the time that it was given has gone by
+        return np.ones((3, len(entrants)))
+
+    monkeypatch.setattr(tune, "race", race)
+    _, found = settings_of(Fake(complete, lambda plan, size: 1.0), until=1000.0)
+    assert found["streams"] == 1
+    assert found["token_budget"] == 512
+    assert found["windowed_from"] is not None
+    assert ends == sorted(ends)
+    assert ends[-1] < 1000.0
+
+
 @pytest.mark.usefixtures("by_formula")
 def test_without_time_no_setting_is_claimed_to_be_measured(complete: Path) -> None:
     fake = Fake(complete, lambda plan, size: 1.0)
