@@ -307,13 +307,12 @@ def choose_tuned(machine: Machine, files: Files, profile: Profile, reasons: dict
     measured = {
         name: tuned
         for name, tuned in profile.compute_types.items()
-        if name in COMPUTE_TYPES and COMPUTE_TYPES[name][0] in files.variants
+        if name in COMPUTE_TYPES and COMPUTE_TYPES[name][0] in files.variants and name != "bfloat16"
     }
     open_to_auto = {
         name: tuned
         for name, tuned in measured.items()
-        if name != "bfloat16"
-        and (
+        if (
             tuned.verdict == PASS and machine.has_int8_dot
             if name == "int8"
             else tuned.verdict in (None, PASS)

@@ -432,7 +432,7 @@ def test_the_more_accurate_wins_within_five_percent(
 
 def test_faster_ones_that_failed_the_gate_are_named(tmp_path: Path) -> None:
     types = {"int8_dynamic": tuned(41.2, 21.0, "fail"), "int8": tuned(54.0, 15.0, "fail")}
-    slow = {"int8_weights": tuned(9.0, 24.0, "fail")}
+    slow = {"int8_weights": tuned(9.0, 24.0, "fail"), "bfloat16": tuned(99.0, 34.0, "fail")}
     plan = plan_for(tmp_path, "amx", *VARIANTS, profile=profile_of(float32=tuned(20.1), **types, **slow))
     assert plan.compute_type == "float32"
     assert plan.reasons["compute_type"] == (

@@ -122,11 +122,6 @@ def entry(drift: Drift, checks: Sequence[Check], on: Machine | None = None) -> d
         "worst_slice": drift.worst_slice,
         "worst_slice_sqnr": drift.worst_slice_sqnr,
         "reference": REFERENCE,
-        "cpu_class": cpu_class(on),
+        "cpu_class": on.cpu_class,
         "made_by": {"edge_embed": __version__, "openvino": openvino.get_version()},
     }
-
-
-def cpu_class(on: Machine) -> str:
-    """Machines that compute the same INT8 result; figures of one class say nothing of the other."""
-    return "vnni" if on.has_int8_dot else "no-vnni"
