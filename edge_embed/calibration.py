@@ -139,8 +139,7 @@ def read_user_texts(path: Path, *, allow_few: bool = False) -> UserTexts:
     Errors: InputError for a file that cannot be read, is not UTF-8 (with the line), has a JSON row without a
     text (with the line), no texts, or fewer than 50 different ones without `allow_few`.
     """
-    lines = read_lines(path)
-    rows = list(json_texts(path, lines)) if path.suffix in JSONL_SUFFIXES else lines
+    rows = read_texts(path)
     filled = [text for text in rows if text.strip()]
     kept = list(dict.fromkeys(filled))
     if not kept:
@@ -152,6 +151,12 @@ def read_user_texts(path: Path, *, allow_few: bool = False) -> UserTexts:
             " add texts, or take the risk with --allow-few"
         )
     return UserTexts(kept, duplicates=len(filled) - len(kept), blank=len(rows) - len(filled))
+
+
+def read_texts(path: Path) -> list[str]:
+    """The text of each line: of the JSON object there in *.jsonl and *.ndjson, else the line itself."""
+    lines = read_lines(path)
+    return list(json_texts(path, lines)) if path.suffix in JSONL_SUFFIXES else lines
 
 
 def read_lines(path: Path) -> list[str]:
@@ -173,18 +178,20 @@ def read_lines(path: Path) -> list[str]:
 def json_texts(path: Path, lines: Iterable[str]) -> Iterator[str]:
     """The text of each JSON row; "" for a blank line."""
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            yield ""
-            continue
-        try:
-            row: Any = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}, line {number} is not JSON: {error}") from None
-        if not isinstance(row, dict) or not isinstance(row.get(TEXT_KEY), str):
-            raise InputError(
-                f'{path}, line {number} has no text; each line must be an object like {{"{TEXT_KEY}": "..."}}'
-            )
-        yield row[TEXT_KEY]
+        yield json_row(path, number, line)[TEXT_KEY] if line.strip() else ""
+
+
+def json_row(path: Path, number: int, line: str) -> dict[str, Any]:
+    """The object of a line, counted from 1, that has a text."""
+    try:
+        row: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}, line {number} is not JSON: {error}") from None
+    if not isinstance(row, dict) or not isinstance(row.get(TEXT_KEY), str):
+        raise InputError(
+            f'{path}, line {number} has no text; each line must be an object like {{"{TEXT_KEY}": "..."}}'
+        )
+    return row
 
 
 def leaked(texts: Iterable[str], evaluation: Iterable[str]) -> list[str]:

@@ -5,25 +5,21 @@ On CPUs with AMX, OpenVINO's INT8 kernels have crashed at their first inference 
 outcome is kept for this file, OpenVINO and CPU. Knows a plan and its file; does not know what runs instead.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed import atomic, child
 from edge_embed.errors import ModelError, OutputError
+from edge_embed.graph import head
 from edge_embed.hardware import Machine
 from edge_embed.plan import Plan
-
-if TYPE_CHECKING:
-    from openvino import Model
 
 logger = logging.getLogger(__name__)
 
@@ -119,20 +115,13 @@ def outputs(file: Path, properties: Mapping[str, str]) -> list[NDArray[np.float6
     import openvino
 
     core = openvino.Core()
-    model: Model = core.read_model(file)
-    with contextlib.suppress(RuntimeError):  # where an exporter fixed the shapes; else infer complains
-        model.reshape({port: [-1, -1] for port in model.inputs})
-    names = [next(iter(sorted(port.get_names())), "") for port in model.inputs]
+    model = core.read_model(file)
+    ports = head.standardize(model)
     request = core.compile_model(model, "CPU", dict(properties)).create_infer_request()
     chosen = np.random.default_rng(0)
     found = []
     for shape in SHAPES:
-        ids = chosen.integers(0, IDS, shape)
-        feed: dict[Any, NDArray[np.int64]] = {
-            i: np.ones_like(ids) if "mask" in name else np.zeros_like(ids) if "type" in name else ids
-            for i, name in enumerate(names)
-        }
-        request.infer(feed)
+        request.infer(head.feed(chosen.integers(0, IDS, shape), ports.inputs))
         found.append(np.array(request.get_output_tensor(0).data, np.float64).ravel())
     return found
 

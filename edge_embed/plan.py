@@ -40,6 +40,7 @@ EQUALLY_FAST = 1.05
 # From the most accurate to the least, where no drift was measured.
 BY_ACCURACY = ("float32", "bfloat16", "int8_weights", "int8_dynamic", "int8")
 
+DRIFT = "drift"  # of edge_embed.json: how far from float32 each compute type is, and whether that will do
 TUNED = "tuned here"  # the reason for what a profile says
 
 # Padded tokens per batch. Larger leaves the caches, smaller reads the weights too often; flat 256 to 1,024.
@@ -394,7 +395,7 @@ def fits(machine: Machine, xml: Path) -> bool:
 
 def verdict_on_record(record: Mapping[str, Any], compute_type: str, machine: Machine) -> str | None:
     """What the drift gate said of a compute type on CPUs like this one, by the record; None: nothing."""
-    drift = record.get("drift")
+    drift = record.get(DRIFT)
     entry = drift.get(compute_type) if isinstance(drift, dict) else None
     if not isinstance(entry, dict) or entry.get("cpu_class") != machine.cpu_class:
         return None

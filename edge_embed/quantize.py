@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,10 +27,10 @@ from edge_embed.errors import InputError, ModelError, ModelNotFoundError
 from edge_embed.graph import head, linears, ops, passes
 from edge_embed.hardware import machine
 from edge_embed.manifest import read_manifest
-from edge_embed.plan import COMPUTE_TYPES
+from edge_embed.plan import COMPUTE_TYPES, DRIFT
 from edge_embed.prepare import KEY as PREPARATION
-from edge_embed.record import file_entries, hash_file, read_record, write_record
-from edge_embed.resources import data_folder
+from edge_embed.record import file_entries, hash_file, model_name, read_record, write_record
+from edge_embed.resources import data_folder, read_toml
 from edge_embed.tokenization import Tokenizer
 
 if TYPE_CHECKING:
@@ -42,7 +41,6 @@ logger = logging.getLogger(__name__)
 
 RECIPE = "recipe.toml"
 KEY = "quantized"  # of edge_embed.json: what made each INT8 file
-DRIFT = "drift"  # of edge_embed.json: how far from float32 each compute type is, and whether that will do
 
 WEIGHT_MODES = ("int8_asym", "int8_sym")
 RANGE_ESTIMATORS = (
@@ -135,10 +133,8 @@ class Samples:
 
     def __iter__(self) -> Iterator[dict[str, NDArray[np.int64]]]:
         for row in self.rows:
-            ids = row[None]  # (1, T)
-            feed = dict(zip(head.INPUTS, (ids, np.ones_like(ids), np.zeros_like(ids)), strict=True))
             self.bar.update(len(row))
-            yield {name: feed[name] for name in self.inputs}
+            yield head.feed(row[None], self.inputs)
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -146,12 +142,7 @@ def read_recipe(path: Path) -> Recipe:
 
     Errors: InputError naming the file and the key that is unknown, of another type or out of range.
     """
-    try:
-        values = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not TOML: {error}") from None
+    values = read_toml(path)
     defaults = asdict(Recipe())
     if unknown := sorted(values.keys() - defaults.keys()):
         raise InputError(f"{path}: unknown key {', '.join(unknown)}; known: {', '.join(defaults)}")
@@ -178,7 +169,7 @@ def as_toml(recipe: Recipe) -> str:
 
 def recipe_of(folder: Path) -> Recipe:
     """The recipe in models/ of the model that a folder's record names; the defaults where there is none."""
-    path = data_folder("models") / str(read_record(folder).get("name", "")) / RECIPE
+    path = data_folder("models") / model_name(folder) / RECIPE
     return read_recipe(path) if path.is_file() else Recipe()
 
 

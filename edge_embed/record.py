@@ -44,6 +44,11 @@ def read_record(folder: Path) -> Record:
     return record
 
 
+def model_name(folder: Path) -> str:
+    """What the record of a folder calls its model, as models/ does where it knows it; "" without a name."""
+    return str(read_record(folder).get("name", ""))
+
+
 def check_json_files(folder: Path, record: Record) -> None:
     """Refuse a folder that lacks a recorded json file: without modules.json, say, it would be another model.
 

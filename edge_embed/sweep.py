@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from edge_embed import calibration, ir
 from edge_embed.calibration import Text
+from edge_embed.drift.measure import LEAST_TEXTS
 from edge_embed.drift.metrics import Interval, noise_power, overlap, sqnr_interval
 from edge_embed.embedder import Embedder
 from edge_embed.errors import InputError
@@ -39,8 +40,6 @@ from edge_embed.tokenization import Tokenizer
 if TYPE_CHECKING:
     from openvino import Model
 
-STOCK = Recipe(smooth_quant_alpha=0.95, outlier_channels=0)  # what NNCF does when it is told the model type
-
 # (outlier_channels, outlier_ratio), from the cheapest.
 CHANNELS = ((0, 0.0), (8, 5.0), (8, 3.0), (8, 0.0), (32, 0.0))
 ALPHAS = (OFF, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
@@ -48,7 +47,6 @@ ESTIMATORS = ("mean_minmax", "minmax", "median_minmax", "mean_no_outliers_minmax
 WEIGHT_ONLY = (1, 2, 4, 8)  # so many of the worst linears
 
 HELD_OUT = 4  # one of so many calibration texts is not calibrated on, but chosen by
-LEAST_HELD_OUT = 12  # ten neighbours, one that could come in, and the text itself
 LEAST_SPEED = 0.9  # of stock
 ROUNDS = 3  # timings of a recipe, each beside one of stock
 RANKED_ON = 40  # texts for the noise of one linear alone; it is not large against its spread over linears
@@ -108,10 +106,10 @@ def sweep(
     tokenizer = Tokenizer(folder, max_tokens=manifest.max_tokens, lower_case=manifest.lower_case)
     tokenizer.check_fits(manifest.vocabulary)
     used, held_out = split_texts(texts_file, tokenizer, start, allow_few)
-    if len(held_out) < LEAST_HELD_OUT:
+    if len(held_out) < LEAST_TEXTS:
         raise InputError(
             f"{len(used) + len(held_out)} texts leave {len(held_out)} to choose recipes by, and "
-            f"{LEAST_HELD_OUT} are needed; give at least {HELD_OUT * LEAST_HELD_OUT}"
+            f"{LEAST_TEXTS} are needed; give at least {HELD_OUT * LEAST_TEXTS}"
         )
     rows = tokenizer.encode(used).ids
     tokens = sum(map(len, tokenizer.encode(held_out).ids))
@@ -120,6 +118,7 @@ def sweep(
         tqdm(desc="Searching", unit="recipe", disable=not show_progress_bar) as bar,
     ):
         trials = Trials(folder, Path(work), rows, held_out, tokens, least_speed, bar)
+        # What NNCF does when it is told the model type.
         trials.try_all([replace(start, smooth_quant_alpha=0.95, outlier_channels=0)])
         trials.try_all([replace(start, outlier_channels=k, outlier_ratio=ratio) for k, ratio in CHANNELS])
         trials.try_all([replace(trials.best().recipe, smooth_quant_alpha=alpha) for alpha in ALPHAS])

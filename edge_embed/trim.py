@@ -261,10 +261,7 @@ def builtin_texts() -> dict[str, list[str]]:
 
 def own_texts(path: Path) -> list[str]:
     """The different texts of a user's file. Errors: InputError where there are none, or it is not UTF-8."""
-    lines = calibration.read_lines(path)
-    is_json = path.suffix in calibration.JSONL_SUFFIXES
-    texts = list(calibration.json_texts(path, lines)) if is_json else lines
-    found = [text for text in dict.fromkeys(texts) if text.strip()]
+    found = [text for text in dict.fromkeys(calibration.read_texts(path)) if text.strip()]
     if not found:
         raise InputError(f"{path} holds no texts; put one on each line")
     return found
@@ -447,12 +444,7 @@ def token_vectors(path: Path, rows: Iterable[Ids]) -> list[NDArray[np.float32]]:
     model = ir.read(core, path)
     ports = head.standardize(model)
     run = core.compile_model(head.token_vectors(model, ports), "CPU", PROPERTIES)
-    found = []
-    for row in rows:
-        ids = row[None]
-        feed = dict(zip(head.INPUTS, (ids, np.ones_like(ids), np.zeros_like(ids)), strict=True))
-        found.append(np.array(run({name: feed[name] for name in ports.inputs})[0]))
-    return found
+    return [np.array(run(head.feed(row[None], ports.inputs))[0]) for row in rows]
 
 
 def put_on_record(pack: Pack, variants: Mapping[str, Path], target: Path) -> None:

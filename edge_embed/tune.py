@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from edge_embed.errors import InputError, ModelNotFoundError, NumericsError, Sha
 from edge_embed.graph.passes import BLOCK
 from edge_embed.hardware import Machine, machine
 from edge_embed.manifest import Manifest, read_manifest
-from edge_embed.plan import COMPUTE_TYPES, TOKEN_BUDGET, Plan, device_kind, fits, verdict_on_record
+from edge_embed.plan import COMPUTE_TYPES, DRIFT, TOKEN_BUDGET, Plan, device_kind, fits, verdict_on_record
 from edge_embed.profile import Profile, Tuned
 from edge_embed.record import read_record
 from edge_embed.runtime import Runtime
@@ -370,14 +370,22 @@ def compare(
             continue
         checks = gate.judge(drift, gate.floors_of(model.folder, name))
         passed = gate.passed([check for check in checks if check.id in JUDGED])
-        found[name] = {
-            "verdict": profile.PASS if passed else profile.FAIL,
-            "sqnr": round(drift.sqnr.value, 2),
-            "sqnr_low": round(drift.sqnr.low, 2),
-            "sqnr_high": round(drift.sqnr.high, 2),
-            "overlap_10": round(drift.overlap_10.value, 4),
-        }
+        verdict = profile.PASS if passed else profile.FAIL
+        found[name] = figures(verdict, asdict(drift.sqnr), asdict(drift.overlap_10))
     return found
+
+
+def figures(
+    verdict: str, sqnr: Mapping[str, float], overlap_10: Mapping[str, float]
+) -> dict[str, str | float]:
+    """The fields of Tuned that tell drift, of intervals as JSON values."""
+    return {
+        "verdict": verdict,
+        "sqnr": round(sqnr["value"], 2),
+        "sqnr_low": round(sqnr["low"], 2),
+        "sqnr_high": round(sqnr["high"], 2),
+        "overlap_10": round(overlap_10["value"], 4),
+    }
 
 
 def on_record(record: Mapping[str, Any], here: Machine) -> dict[str, dict[str, Any]]:
@@ -389,17 +397,11 @@ def on_record(record: Mapping[str, Any], here: Machine) -> dict[str, dict[str, A
         verdict = verdict_on_record(record, name, here)
         if verdict is None:
             continue
-        entry = record["drift"][name]
+        entry = record[DRIFT][name]
         with contextlib.suppress(KeyError, TypeError):  # a figure is missing: it is measured
             if entry["made_by"]["openvino"] != openvino.get_version():
                 continue
-            found[name] = {
-                "verdict": verdict,
-                "sqnr": round(entry["sqnr"]["value"], 2),
-                "sqnr_low": round(entry["sqnr"]["low"], 2),
-                "sqnr_high": round(entry["sqnr"]["high"], 2),
-                "overlap_10": round(entry["overlap_10"]["value"], 4),
-            }
+            found[name] = figures(verdict, entry["sqnr"], entry["overlap_10"])
     return found
 
 

@@ -10,6 +10,7 @@ import pytest
 from tests.checkpoints import tiny_bert
 
 ROOT = Path(__file__).parents[1]
+EXPORTED = ROOT / "tests/fixtures/modernbert_optimum"
 
 # Pulled models survive between runs here, so that only the first one needs a network.
 TEST_HOME = Path(os.environ.get("EDGE_EMBED_TEST_HOME", ROOT / ".test-home"))
@@ -48,6 +49,27 @@ def tiny_built(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
 def tiny(tiny_built: Path, tmp_path: Path) -> Path:
     """A copy of the tiny built model that a test may damage."""
     return Path(shutil.copytree(tiny_built, tmp_path / "tiny"))
+
+
+@pytest.fixture
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other tests have kept of their models does not count in this one."""
+    monkeypatch.setenv("EDGE_EMBED_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(scope="session")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny ModernBERT of another exporter with all three variants, and no record. Read only."""
+    import nncf
+    import openvino
+
+    from edge_embed import ir
+
+    folder = Path(shutil.copytree(EXPORTED, tmp_path_factory.mktemp("complete") / "model"))
+    model = ir.read(openvino.Core(), folder / "openvino" / ir.VARIANTS["float32"])
+    model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+    ir.write(model, folder / "openvino" / ir.VARIANTS["int8_weights"])
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,6 @@ from edge_embed.hardware import Machine, machine
 from edge_embed.ir import VARIANTS
 from edge_embed.plan import Plan, make_plan
 
-FIXTURE = Path(__file__).parent / "fixtures/modernbert_optimum"
 TEXTS = ["the cat sat on the mat", "a dog runs fast", "the red house is blue " * 40]
 
 AMX = frozenset({"avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"})
@@ -29,23 +28,7 @@ ANSWERS = "from edge_embed import child; child.answer(lambda: {'cosine': %s})"
 RAISES = "from edge_embed import child; child.answer(lambda: 1 / 0)"
 
 
-@pytest.fixture(autouse=True)
-def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outcomes of other tests do not count here."""
-    monkeypatch.setenv("EDGE_EMBED_HOME", str(tmp_path / "home"))
-
-
-@pytest.fixture(scope="module")
-def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny exported ModernBERT with all three variants. Read only."""
-    import nncf
-    import openvino
-
-    folder = Path(shutil.copytree(FIXTURE, tmp_path_factory.mktemp("complete") / "model"))
-    model = ir.read(openvino.Core(), folder / "openvino" / VARIANTS["float32"])
-    model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
-    ir.write(model, folder / "openvino" / VARIANTS["int8_weights"])
-    return folder
+pytestmark = pytest.mark.usefixtures("own_home")
 
 
 @pytest.fixture

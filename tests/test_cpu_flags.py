@@ -6,7 +6,6 @@ The lines are those of /proc/cpuinfo on Linux and of `sysctl` on macOS, cut to o
 import itertools
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,12 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_embed import ir
 from edge_embed.hardware import CAPS, Machine, find_machine, linux_machine, mac_machine
 from edge_embed.ir import VARIANTS, Files
 from edge_embed.plan import COMPUTE_TYPES, Plan, make_plan
-
-FIXTURE = Path(__file__).parent / "fixtures/modernbert_optimum"
 
 OLD_X86 = (
     "fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 "
@@ -236,19 +232,6 @@ for name in types:
     }
 print(json.dumps({"int8_dot": machine().has_int8_dot, "found": found}))
 """
-
-
-@pytest.fixture(scope="module")
-def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny exported ModernBERT with all three variants. Read only."""
-    import nncf
-    import openvino
-
-    folder = Path(shutil.copytree(FIXTURE, tmp_path_factory.mktemp("complete") / "model"))
-    model = ir.read(openvino.Core(), folder / "openvino" / VARIANTS["float32"])
-    model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
-    ir.write(model, folder / "openvino" / VARIANTS["int8_weights"])
-    return folder
 
 
 def in_a_process(folder: Path, isa: str, types: tuple[str, ...], home: Path) -> Mapping[str, Any]:

@@ -69,6 +69,7 @@ LAYERS: tuple[frozenset[str], ...] = (
 NEIGHBOURS = frozenset(
     {
         ("batch", "embedder"),
+        ("canary", "graph"),
         ("canary", "plan"),
         ("canary", "runtime"),
         ("drift", "drift.metrics"),
@@ -81,9 +82,11 @@ NEIGHBOURS = frozenset(
         ("prepare", "runtime"),
         ("quantize", "drift"),
         ("record", "atomic"),
+        ("resources", "errors"),
         ("runtime", "ir"),
         ("runtime", "plan"),
         ("store", "fetch"),
+        ("sweep", "drift"),
         ("sweep", "drift.metrics"),
         ("sweep", "quantize"),
         ("tokenization", "boundaries"),

@@ -29,10 +29,7 @@ WINDOWS, LAST = "windowed_attention", "cls_last_layer"
 LONG = "the cat sat on the mat and the dog runs fast " * 80  # 800 tokens and some
 
 
-@pytest.fixture(autouse=True)
-def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outcomes of other tests do not count here."""
-    monkeypatch.setenv("EDGE_EMBED_HOME", str(tmp_path / "home"))
+pytestmark = pytest.mark.usefixtures("own_home")
 
 
 @pytest.fixture

@@ -26,28 +26,18 @@ from edge_embed.profile import Profile, Tuned
 from edge_embed.record import file_entries, read_record, write_record
 from edge_embed.tune import Clock, Work
 
-FIXTURE = Path(__file__).parent / "fixtures/modernbert_optimum"
 TEXTS = ["the cat sat on the mat", "a dog runs fast", "hello world, how are you?"]
 
 Capture = pytest.CaptureFixture[str]
 
 
-@pytest.fixture(autouse=True)
-def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Profiles of other tests do not count here."""
-    monkeypatch.setenv("EDGE_EMBED_HOME", str(tmp_path / "home"))
+pytestmark = pytest.mark.usefixtures("own_home")
 
 
 @pytest.fixture(scope="module")
-def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def complete(complete: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny exported ModernBERT with all three variants, on record. Read only."""
-    import nncf
-    import openvino
-
-    folder = Path(shutil.copytree(FIXTURE, tmp_path_factory.mktemp("complete") / "model"))
-    model = ir.read(openvino.Core(), folder / "openvino" / VARIANTS["float32"])
-    model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
-    ir.write(model, folder / "openvino" / VARIANTS["int8_weights"])
+    folder = Path(shutil.copytree(complete, tmp_path_factory.mktemp("on-record") / "model"))
     names = [path.relative_to(folder).as_posix() for path in (folder / "openvino").iterdir()]
     write_record(folder, {"name": "tiny", "files": file_entries(folder, names)})
     return folder

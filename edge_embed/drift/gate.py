@@ -5,7 +5,6 @@ measured, prints nothing and exits nothing: a verdict is a value.
 """
 
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -25,12 +24,13 @@ from edge_embed.drift.metrics import (
 )
 from edge_embed.errors import InputError, ShapeError
 from edge_embed.plan import COMPUTE_TYPES
-from edge_embed.record import read_record
-from edge_embed.resources import data_folder
+from edge_embed.profile import FAIL, PASS
+from edge_embed.record import model_name
+from edge_embed.resources import data_folder, read_toml
 
 BUDGET = "budget.toml"
 
-PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
+INCONCLUSIVE = "inconclusive"  # neither PASS nor FAIL
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +91,7 @@ def read_budget(path: Path) -> Mapping[str, Floors]:
 
     Errors: InputError naming the file and the key that is unknown, missing or not a number.
     """
-    try:
-        tables = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not TOML: {error}") from None
-    return {name: floors_from(path, name, table) for name, table in tables.items()}
+    return {name: floors_from(path, name, table) for name, table in read_toml(path).items()}
 
 
 def floors_from(path: Path, compute_type: str, table: object) -> Floors:
@@ -126,7 +120,7 @@ def floors_of(folder: Path, compute_type: str) -> Floors:
     """
     if compute_type not in DEFAULTS:
         raise InputError(f"compute_type is {compute_type!r}; floors are known for {', '.join(DEFAULTS)}")
-    path = data_folder("models") / str(read_record(folder).get("name", "")) / BUDGET
+    path = data_folder("models") / model_name(folder) / BUDGET
     budget = read_budget(path) if path.is_file() else {}
     return budget.get(compute_type, DEFAULTS[compute_type])
 

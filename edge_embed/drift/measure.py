@@ -20,7 +20,8 @@ from edge_embed.drift.metrics import Drift, Relevance, summarize
 from edge_embed.embedder import Embedder
 from edge_embed.errors import InputError
 from edge_embed.hardware import Machine, machine
-from edge_embed.record import read_record
+from edge_embed.profile import FAIL, PASS
+from edge_embed.record import model_name
 
 REFERENCE = "float32 IR"
 
@@ -36,7 +37,7 @@ def evaluation_texts(folder: Path) -> list[Text]:
     models/ gets all texts.
     """
     texts = calibration.evaluation()
-    card = cards.card(str(read_record(folder).get("name", "")))
+    card = cards.card(model_name(folder))
     if card is None:
         return texts
     return [text for text in texts if text.stratum.startswith(CODE) or language(text) in card.languages]
@@ -114,8 +115,8 @@ def entry(drift: Drift, checks: Sequence[Check], on: Machine | None = None) -> d
 
     on = machine() if on is None else on
     return {
-        "verdict": gate.PASS if gate.passed(checks) else gate.FAIL,
-        "failed": [check.to_dict() for check in checks if check.verdict == gate.FAIL],
+        "verdict": PASS if gate.passed(checks) else FAIL,
+        "failed": [check.to_dict() for check in checks if check.verdict == FAIL],
         "n": drift.n,
         "sqnr": asdict(drift.sqnr),
         "overlap_10": asdict(drift.overlap_10),

@@ -101,12 +101,7 @@ def from_line(path: Path, number: int, line: str) -> Text:
 def from_json(path: Path, number: int, line: str) -> Text:
     """A line of a JSONL file."""
     where = f"{path}, line {number + 1}"
-    try:
-        row: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not JSON: {error}") from None
-    if not isinstance(row, dict) or not isinstance(row.get(TEXT_KEY), str):
-        raise InputError(f'{where} has no text; each line must be an object like {{"{TEXT_KEY}": "..."}}')
+    row = calibration.json_row(path, number + 1, line)
     values: dict[str, Any] = {"id": str(number), "role": "document", "slice": SLICE} | row
     if isinstance(values["id"], int) and not isinstance(values["id"], bool):
         values["id"] = str(values["id"])

@@ -4,11 +4,12 @@ The model is edited in memory; files on disk keep `last_hidden_state`, so that o
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_embed.errors import ModelError
 from edge_embed.graph import ops
@@ -107,6 +108,12 @@ def find_output(model: "Model") -> tuple["Output", bool]:
         f"cannot tell the model's output: it has {describe(model.outputs)}; "
         "needed is last_hidden_state (B, T, D) or sentence_embedding (B, D)"
     )
+
+
+def feed(ids: NDArray[np.int64], names: Iterable[str]) -> dict[str, NDArray[np.int64]]:
+    """What inputs of these names, of INPUTS, take for (B, T) ids without padding and of one token type."""
+    values = dict(zip(INPUTS, (ids, np.ones_like(ids), np.zeros_like(ids)), strict=True))
+    return {name: values[name] for name in names}
 
 
 def describe(ports: Sequence["Output"]) -> str:
