@@ -178,7 +178,7 @@ def test_as_many_texts_as_are_asked_for_do_settle_it() -> None:
     noise = 10 ** -(2.05 + 0.2 * np.random.default_rng(0).normal(size=200))  # about 20.1 dB
     few = gate.judge(replace(SOUND, n=200, sqnr=metrics.sqnr_of(noise)), FLOORS)[0]
     assert few.verdict == "inconclusive"
-    assert few.value > few.floor
+    assert few.value > few.limit
     assert few.n_needed is not None
     assert few.n_needed > 200
     for copies, verdict in ((0.8, "inconclusive"), (1.25, "pass")):
@@ -236,7 +236,7 @@ def test_checks_are_json() -> None:
         "value": 24,
         "low": 23.7,
         "high": 24.3,
-        "floor": 20,
+        "limit": 20,
         "verdict": "pass",
         "n": 100,
         "n_needed": None,
@@ -250,8 +250,8 @@ def test_checks_are_json() -> None:
 def test_noise_a_little_above_the_floor_passes_and_a_little_below_fails(compute_type: str) -> None:
     x, labels = languages(20)
     floors = gate.DEFAULTS[compute_type]
-    above = gate.judge(metrics.summarize(x, noisy(x, floors.sqnr + 1.5), labels), floors)
-    below = gate.judge(metrics.summarize(x, noisy(x, floors.sqnr - 1.5), labels), floors)
+    above = gate.judge(metrics.summarize(x, noisy(x, floors.sqnr + 1.5), metrics.by_label(labels)), floors)
+    below = gate.judge(metrics.summarize(x, noisy(x, floors.sqnr - 1.5), metrics.by_label(labels)), floors)
     assert verdicts(above)["sqnr", None] == "pass"
     assert failed(above) == []
     assert ("sqnr", None) in failed(below)
@@ -260,7 +260,7 @@ def test_noise_a_little_above_the_floor_passes_and_a_little_below_fails(compute_
 def test_one_broken_language_of_52_fails_its_slice_alone() -> None:
     x, labels = languages()
     decibels = np.where(np.array(labels) == "l31", 16.0, 24.0)  # worse, and the noisiest texts would show it
-    checks = gate.judge(metrics.summarize(x, noisy(x, decibels), labels), FLOORS)
+    checks = gate.judge(metrics.summarize(x, noisy(x, decibels), metrics.by_label(labels)), FLOORS)
     assert ("sqnr_slice", "l31") in failed(checks)
     assert {slice for _, slice in failed(checks)} == {"l31"}
     assert verdicts(checks)["sqnr", None] == "pass"
@@ -271,14 +271,14 @@ def test_a_language_of_which_every_text_moves_alike_fails_its_slice() -> None:
     x, labels = languages()
     y = noisy(x, 26)
     y[:24] += 0.5 * unit(np.random.default_rng(9).normal(size=(1, x.shape[1])))
-    checks = gate.judge(metrics.summarize(x, unit(y), labels), FLOORS)
+    checks = gate.judge(metrics.summarize(x, unit(y), metrics.by_label(labels)), FLOORS)
     assert ("sqnr_slice", "l00") in failed(checks)
     assert verdicts(checks)["sqnr", None] == "pass"
 
 
 def test_rows_in_another_order_fail_everything() -> None:
     x, labels = languages(5)
-    checks = gate.judge(metrics.summarize(x, np.roll(x, 1, axis=0), labels), FLOORS)
+    checks = gate.judge(metrics.summarize(x, np.roll(x, 1, axis=0), metrics.by_label(labels)), FLOORS)
     assert set(verdicts(checks).values()) == {"fail"}
 
 
@@ -288,7 +288,7 @@ def test_rows_in_another_order_fail_everything() -> None:
 def change(x: Floats, old: Floats, new: Floats, labels: list[str]) -> list[Check]:
     noise = [metrics.noise_power(x, y, centred=True) for y in (old, new)]
     kept = [metrics.overlap(x, y) for y in (old, new)]
-    return gate.judge_change(noise[0], noise[1], kept[0], kept[1], labels)
+    return gate.judge_change(noise[0], noise[1], kept[0], kept[1], metrics.by_label(labels))
 
 
 def test_the_same_candidate_again_has_changed_nothing() -> None:
@@ -320,9 +320,9 @@ def test_sound_slices_at_the_limit_rarely_raise_a_false_alarm_together() -> None
     for _ in range(10):
         old = random.gamma(8, size=len(labels))
         new = random.gamma(8, size=len(labels)) * 10**0.15  # each slice has lost what it may, on average
-        checks = gate.judge_change(old, new, kept, kept, labels)[2:]
+        checks = gate.judge_change(old, new, kept, kept, metrics.by_label(labels))[2:]
         alarms += bool(failed(checks))
-        alone += any(check.high < check.floor for check in checks)
+        alone += any(check.high < check.limit for check in checks)
     assert alarms <= 2
     assert alone >= 5  # what intervals alone would say
 
@@ -330,13 +330,17 @@ def test_sound_slices_at_the_limit_rarely_raise_a_false_alarm_together() -> None
 def test_a_small_slice_is_not_compared() -> None:
     noise = np.ones(40)
     labels = ["few"] * 19 + ["many"] * 21
-    checks = gate.judge_change(noise, noise * np.repeat([100, 1], [19, 21]), noise, noise, labels)
+    checks = gate.judge_change(
+        noise, noise * np.repeat([100, 1], [19, 21]), noise, noise, metrics.by_label(labels)
+    )
     assert [check.slice for check in checks] == [None, None, "many"]
 
 
 def test_texts_that_do_not_line_up_are_refused() -> None:
     four, five = np.ones(4), np.ones(5)
-    with pytest.raises(ShapeError, match="noise of 4 texts, overlaps of 4 and 4, and 5 slice labels"):
-        gate.judge_change(four, four, four, four, ["a"] * 5)
+    with pytest.raises(ShapeError, match="slice 'a' has the rows 0 to 4, but there are 4"):
+        gate.judge_change(four, four, four, four, metrics.by_label(["a"] * 5))
+    with pytest.raises(ShapeError, match="noise of 4 texts and overlaps of 5 and 4"):
+        gate.judge_change(four, four, five, four, {})
     with pytest.raises(ShapeError, match="are not pairs"):
-        gate.judge_change(four, five, four, four, ["a"] * 4)
+        gate.judge_change(four, five, four, four, metrics.by_label(["a"] * 4))

@@ -221,6 +221,6 @@ def test_int8_weights_of_minilm_pass_their_budget_and_worse_ones_fail(minilm: Pa
             noise = random.normal(size=reference.shape) * np.sqrt(power / reference.shape[1])
             candidate = reference + noise
             candidate /= np.linalg.norm(candidate, axis=1, keepdims=True)
-            checks = gate.judge(metrics.summarize(reference, candidate, labels), floors)
+            checks = gate.judge(metrics.summarize(reference, candidate, metrics.by_label(labels)), floors)
             assert checks[0].verdict == ("pass" if passes else "fail")
             assert gate.passed(checks) == passes, compute_type

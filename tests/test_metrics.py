@@ -82,7 +82,7 @@ def test_a_shift_that_all_texts_share_is_told_from_noise() -> None:
     x = texts(200)
     shift = np.random.default_rng(3).normal(size=x.shape[1])
     y = unit(noisy(x, 30) + 0.1 * shift / np.linalg.norm(shift))
-    drift = metrics.summarize(x, y, ["a"] * 200)
+    drift = metrics.summarize(x, y, metrics.by_label(["a"] * 200))
     assert drift.shift_ratio > 0.8
     assert drift.sqnr_plain < 20.5
     # Making rows unit again turns a little of the shift into noise.
@@ -102,7 +102,7 @@ def test_few_texts_do_not_look_better_for_having_their_own_mean_taken_out() -> N
 
 def test_equal_rows_have_a_number_that_json_can_hold() -> None:
     x = texts(40)
-    drift = metrics.summarize(x, x, ["a"] * 40)
+    drift = metrics.summarize(x, x, metrics.by_label(["a"] * 40))
     assert (drift.sqnr.value, drift.overlap_10.value, drift.cosine_min) == (150, 1, 1)
     assert json.loads(json.dumps(drift.to_dict(), allow_nan=False))["slices"][0]["sqnr"]["low"] == 150
 
@@ -287,7 +287,9 @@ def test_ndcg_changes_by_what_a_swap_costs() -> None:
     y = x.copy()
     y[1], y[2] = x[2], x[1]  # the relevant document and another change places
     relevance = Relevance(np.array([0]), np.array([1, 2, 3]), np.array([[1, 0, 0]]))
-    assert metrics.ndcg_change(unit(x), unit(y), relevance).tolist() == pytest.approx([1 / math.log2(3) - 1])
+    (before, after), (first, later) = metrics.against_relevance(unit(x), unit(y), relevance)
+    assert (after - before).tolist() == pytest.approx([1 / math.log2(3) - 1])
+    assert (first.tolist(), later.tolist()) == ([1], [0.5])
 
 
 @pytest.mark.parametrize("asymmetric", [False, True])
@@ -322,7 +324,7 @@ def many_languages() -> tuple[Floats, list[str]]:
 def test_the_slice_of_one_broken_language_is_the_worst_while_the_mean_stays() -> None:
     x, labels = many_languages()
     y = noisy_language(x, labels, "l17", 10)
-    drift = metrics.summarize(x, y, labels)
+    drift = metrics.summarize(x, y, metrics.by_label(labels))
     assert drift.worst_slice == "l17"
     assert drift.worst_slice_sqnr == pytest.approx(10, abs=1)
     assert drift.sqnr.value > 24
@@ -342,7 +344,7 @@ def test_a_language_that_moves_as_a_whole_is_seen_in_its_slice() -> None:
     x, labels = many_languages()
     y = noisy_language(x, labels, "none", 0)
     y[:24] += 0.5 * x[600]
-    drift = metrics.summarize(x, unit(y), labels)
+    drift = metrics.summarize(x, unit(y), metrics.by_label(labels))
     assert drift.worst_slice == "l00"
     assert drift.worst_slice_sqnr is not None
     assert drift.worst_slice_sqnr < 12
@@ -354,7 +356,7 @@ def test_a_slice_is_measured_against_its_own_spread_and_the_shift_of_all() -> No
     y = unit(noisy(x, 20) + 0.1 * x[70])
     shifted = y - x
     residual = np.square(shifted - shifted.mean(0)).sum(1) * 80 / 79
-    drift = metrics.summarize(x, y, ["near"] * 40 + ["wide"] * 40)
+    drift = metrics.summarize(x, y, metrics.by_label(["near"] * 40 + ["wide"] * 40))
     for part, rows in zip(drift.slices, (slice(40), slice(40, 80)), strict=True):
         expected = -10 * math.log10(residual[rows].mean() / (1 - mean_cosine(x[rows])))
         assert part.sqnr.value == pytest.approx(expected)
@@ -366,7 +368,7 @@ def test_the_noisiest_texts_are_one_in_a_hundred() -> None:
     x = texts(300)
     y = noisy(x, 25)
     y[:4] = noisy(x, 8)[:4]
-    drift = metrics.summarize(x, y, ["a"] * 300)
+    drift = metrics.summarize(x, y, metrics.by_label(["a"] * 300))
     power = metrics.noise_power(x, y, centred=True)
     assert drift.sqnr_p1 == pytest.approx(-10 * math.log10(np.quantile(power, 0.99)))
     assert drift.sqnr_p1 is not None
@@ -386,20 +388,20 @@ def test_a_slice_with_few_texts_is_reported_but_neither_judged_nor_the_worst() -
     y = noisy(x, 30)
     y[:19] = noisy(x, 5)[:19]
     labels = ["few"] * 19 + ["many"] * 40 + ["one"]
-    drift = metrics.summarize(x, y, labels)
+    drift = metrics.summarize(x, y, metrics.by_label(labels))
     assert [(part.name, part.n, part.judged) for part in drift.slices] == [
         ("few", 19, False),
         ("many", 40, True),
     ]
     assert drift.worst_slice == "many"
-    assert metrics.summarize(x, y, labels, least_slice=19).worst_slice == "few"
-    assert metrics.summarize(x, y, labels, least_slice=50).worst_slice is None
+    assert metrics.summarize(x, y, metrics.by_label(labels), least_slice=19).worst_slice == "few"
+    assert metrics.summarize(x, y, metrics.by_label(labels), least_slice=50).worst_slice is None
 
 
 def test_a_slice_that_the_reference_has_one_vector_for_is_left_out() -> None:
     x = texts(60)
     x[:20] = x[0]
-    drift = metrics.summarize(x, noisy(x, 30), ["one"] * 20 + ["many"] * 40)
+    drift = metrics.summarize(x, noisy(x, 30), metrics.by_label(["one"] * 20 + ["many"] * 40))
     assert [part.name for part in drift.slices] == ["many"]
 
 
@@ -437,9 +439,11 @@ def test_rows_that_collapse_are_refused_unless_the_reference_has_them_so(
     y = x.copy()
     y[21] = y[5]
     with pytest.raises(NumericsError, match="candidate rows 5 and 21 are one vector"):
-        metrics.summarize(x, y, ["a"] * 30)
+        metrics.check_collapsed(x, y)
+    assert metrics.collapsed(x, y) == (5, 21)
     x[21] = x[5]
-    assert metrics.summarize(x, y, ["a"] * 30).n == 30
+    metrics.check_collapsed(x, y)
+    assert metrics.collapsed(x, y) is None
 
 
 def test_arrays_that_do_not_line_up_are_refused() -> None:
@@ -448,10 +452,10 @@ def test_arrays_that_do_not_line_up_are_refused() -> None:
         metrics.sqnr(x, x[1:])
     with pytest.raises(ShapeError, match="1 texts have no spread"):
         metrics.sqnr(x[:1], x[:1])
-    with pytest.raises(ShapeError, match="19 slice labels for 20 texts"):
-        metrics.summarize(x, x, ["a"] * 19)
+    with pytest.raises(ShapeError, match="slice 'a' has the rows 0 to 20, but there are 20"):
+        metrics.summarize(x, x, metrics.by_label(["a"] * 21))
     with pytest.raises(ShapeError, match="a query has only 10 different documents, and 11 are needed"):
-        metrics.summarize(x[:11], x[:11], ["a"] * 11)
+        metrics.summarize(x[:11], x[:11], metrics.by_label(["a"] * 11))
     with pytest.raises(ShapeError, match=r"\(3,\) texts before and \(4,\) after"):
         metrics.paired_change(np.ones(3), np.ones(4))
     with pytest.raises(ShapeError, match="no values"):

@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edge_embed.drift.metrics import (
     LEAST_SLICE,
     Drift,
     Floats,
     Interval,
+    Rows,
     bootstrap,
+    check_rows,
     holm,
     p_above,
     paired_change,
@@ -31,6 +31,9 @@ from edge_embed.resources import data_folder, read_toml
 BUDGET = "budget.toml"
 
 INCONCLUSIVE = "inconclusive"  # neither PASS nor FAIL
+
+# Kinds of checks: against a budget, against a baseline, what holds for every model, one row of the ledger.
+ABSOLUTE, REGRESSION, INVARIANT, STAGE = "absolute", "regression", "invariant", "stage"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +74,33 @@ FAMILY_LEVEL = 0.05  # of a false alarm in any slice
 class Check:
     """One comparison of what was measured with what is allowed."""
 
-    id: str  # a field of Floors, or of LEAST_CHANGES
-    slice: str | None  # None: all texts
+    id: str  # a field of Floors or of LEAST_CHANGES, the id of an Invariant, or "stage" and the like
+    slice: str | None  # a slice, a variant or a stage; None: all texts
     value: float
     low: float  # 95 % interval; equal to the value where the metric has none
     high: float
-    floor: float  # the least that passes
+    limit: float  # the least that passes; of an invariant the most
     verdict: str  # pass | fail | inconclusive
     n: int  # texts
     n_needed: int | None  # texts that would settle an inconclusive check; None: settled, or none would
+    kind: str = ABSOLUTE
+    effect: float | None = None  # the smallest change that as many texts show
+    what: str = ""  # for people, where the id does not say it
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a gate says of one measurement."""
+
+    verdict: str  # fail if any check fails, else inconclusive if any is, else pass
+    checks: tuple[Check, ...]
+    budget: str  # where the floors come from
+    baseline: str  # in a line what was compared with, or ""
+    notes: tuple[str, ...] = ()  # for people: that a baseline is stale, what was not judged and why
 
 
 def read_budget(path: Path) -> Mapping[str, Floors]:
@@ -158,7 +175,7 @@ def judge_change(
     new_noise: Floats,
     old_overlap: Floats,
     new_overlap: Floats,
-    slices: Sequence[str],
+    slices: Mapping[str, Rows],
     *,
     least_slice: int = LEAST_SLICE,
 ) -> list[Check]:
@@ -166,20 +183,19 @@ def judge_change(
 
     old_noise, new_noise:      (N,) `noise_power`, of the baseline and of the candidate
     old_overlap, new_overlap:  (N,) `overlap` at 10
-    slices:                    a label for each text
+    slices:                    name -> rows; they may overlap
 
     A slice fails only if it does so among all slices (Holm, 5 %): of 60 sound ones three would by themselves.
     Errors: ShapeError where texts do not line up.
     """
     gained = -paired_change(old_noise, new_noise)  # (N,) dB, negative is worse
-    labels = np.asarray(slices)
-    if not gained.shape == old_overlap.shape == new_overlap.shape == labels.shape:
+    if not gained.shape == old_overlap.shape == new_overlap.shape:
         raise ShapeError(
-            f"noise of {len(gained)} texts, overlaps of {len(old_overlap)} and {len(new_overlap)}, and "
-            f"{len(labels)} slice labels do not line up"
+            f"noise of {len(gained)} texts and overlaps of {len(old_overlap)} and {len(new_overlap)} "
+            "do not line up"
         )
-    named = {str(name): gained[labels == name] for name in np.unique(labels)}
-    judged = {name: part for name, part in named.items() if len(part) >= least_slice}
+    check_rows(slices, len(gained))
+    judged = {name: gained[rows] for name, rows in slices.items() if len(rows) >= least_slice}
     floor = LEAST_CHANGES["sqnr_change_slice"]
     adjusted = holm([p_above(-part, -floor) for part in judged.values()])
     checks = [

@@ -16,7 +16,7 @@ from edge_embed import __version__, calibration, cards
 from edge_embed.calibration import Text
 from edge_embed.drift import gate
 from edge_embed.drift.gate import Check
-from edge_embed.drift.metrics import Drift, Relevance, summarize
+from edge_embed.drift.metrics import Drift, Relevance, by_label, check_collapsed, summarize
 from edge_embed.embedder import Embedder
 from edge_embed.errors import InputError
 from edge_embed.hardware import Machine, machine
@@ -71,7 +71,9 @@ def quick(
     if reference is None:
         reference = embed(folder, "float32", texts, show_progress_bar=show_progress_bar, **embedder_options)
     candidate = embed(folder, compute_type, texts, show_progress_bar=show_progress_bar, **embedder_options)
-    return summarize(reference, candidate, [text.stratum for text in texts], relevance=relevance(texts))
+    check_collapsed(reference, candidate)
+    strata = by_label([text.stratum for text in texts])
+    return summarize(reference, candidate, strata, relevance=relevance(texts))
 
 
 def embed(

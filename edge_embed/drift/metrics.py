@@ -10,8 +10,8 @@ model and of 0.6 in another, so a cosine of 0.9976 between both sides is 22.7 dB
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ UNIT = 1e-3  # a norm further than this from 1 is a missing normalisation, not r
 SAME = 1e-9  # 1 - cosine of documents that are one: the same tokens, embedded in batches of other shapes
 COLLAPSED, APART = 0.99999, 0.99  # cosines: candidate rows are one where the reference's are two
 ALIKE = 1e-6  # a spread below this: the reference has one vector for all texts
+LEAST_DOCUMENTS = 15  # for `score_noise`
 LEAST_SLICE = 20  # texts; the interval of a slice is +-0.7 dB then, and narrower than what a slice is allowed
 
 BLOCK = 512  # queries whose scores are held at once
@@ -48,6 +49,7 @@ class Interval:
     value: float
     low: float
     high: float
+    effect: float | None = None  # the smallest change that as many texts show; `smallest_effect`
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +94,15 @@ class Drift:
     slices: tuple[SliceDrift, ...] = ()
     sqnr_p1: float | None = None  # dB at the 99th percentile of noise, without the mean shift
     overlap_10_asymmetric: Interval | None = None  # candidate queries on an index of the reference
+    overlap_100: Interval | None = None  # as overlap_10, where there are so many texts
+    overlap_100_asymmetric: Interval | None = None
     top_1: Interval | None = None  # share of texts that keep their nearest
-    ndcg_10_change: Interval | None = None  # candidate - reference, over queries with known relevance
+    top_1_asymmetric: Interval | None = None
+    score_noise: ScoreNoise | None = None
+    ndcg_10: float | None = None  # of the reference, over queries with known relevance
+    ndcg_10_change: Interval | None = None  # candidate - reference
+    mrr: float | None = None  # of the reference
+    mrr_change: Interval | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -144,21 +153,28 @@ def unit(name: str, vectors: Vectors) -> Floats:
     return unit_rows
 
 
-def check_collapsed(reference: Vectors, candidate: Vectors) -> None:
-    """Refuse candidate rows that have become one where the reference keeps their texts apart.
+def collapsed(reference: Vectors, candidate: Vectors) -> tuple[int, int] | None:
+    """The first two candidate rows that have become one where the reference keeps their texts apart.
 
-    Errors: those of `check`; NumericsError naming the first two rows.
+    Errors: those of `check`.
     """
     x, y = check(reference, candidate)
     for start in range(0, len(x), BLOCK):
         rows = slice(start, start + BLOCK)
         pairs = np.argwhere(np.triu((y[rows] @ y.T > COLLAPSED) & (x[rows] @ x.T < APART), start + 1))
         if len(pairs):
-            first, second = int(start + pairs[0][0]), int(pairs[0][1])
-            raise NumericsError(
-                f"candidate rows {first} and {second} are one vector (cosine {y[first] @ y[second]:.6f}) "
-                f"where the reference tells them apart ({x[first] @ x[second]:.4f}); the candidate is broken"
-            )
+            return int(start + pairs[0][0]), int(pairs[0][1])
+    return None
+
+
+def check_collapsed(reference: Vectors, candidate: Vectors) -> None:
+    """Refuse `collapsed` rows. Errors: those of `check`; NumericsError naming two of them."""
+    if (rows := collapsed(reference, candidate)) is not None:
+        first, second = rows
+        raise NumericsError(
+            f"candidate rows {first} and {second} are one vector where the reference tells them apart "
+            f"(cosine {reference[first] @ reference[second]:.4f}); the candidate is broken"
+        )
 
 
 # ---- noise
@@ -227,7 +243,10 @@ def sqnr_interval(reference: Vectors, candidate: Vectors, *, centred: bool = Tru
 def sqnr_of(power: Floats) -> Interval:
     """SQNR of noise powers (N,), with its interval."""
     found = bootstrap(power)
-    return Interval(decibels(found.value), decibels(found.high), decibels(found.low))
+    effect = (
+        None if found.effect is None else 10 / math.log(10) * found.effect / max(found.value, LEAST_NOISE)
+    )
+    return Interval(decibels(found.value), decibels(found.high), decibels(found.low), effect)
 
 
 # ---- ranking
@@ -286,7 +305,7 @@ def score_noise(
     total, squares, count = 0.0, 0.0, 0
     margins, spacings = [], []
     for block in score_blocks(reference, candidate, queries, documents, asymmetric=asymmetric):
-        block.need(15)
+        block.need(LEAST_DOCUMENTS)
         change = (block.candidate - block.reference)[block.other]
         total += float(change.sum())
         squares += float(change @ change)
@@ -420,11 +439,14 @@ def ranked_grades(
     return np.take_along_axis(grades, np.argsort(-scores, axis=1, kind="stable"), 1)
 
 
-def ndcg_change(reference: Vectors, candidate: Vectors, relevance: Relevance) -> Floats:
-    """nDCG@10 of each query by the candidate less that by the reference: (Nq,)."""
+def against_relevance(
+    reference: Vectors, candidate: Vectors, relevance: Relevance
+) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
+    """nDCG@10 and MRR of each query, each by the reference and by the candidate: four arrays (Nq,)."""
     x, y = check(reference, candidate)
-    before, after = (ndcg(v[relevance.queries] @ v[relevance.documents].T, relevance.grades) for v in (x, y))
-    return after - before
+    x_scores, y_scores = (v[relevance.queries] @ v[relevance.documents].T for v in (x, y))
+    grades = relevance.grades
+    return (ndcg(x_scores, grades), ndcg(y_scores, grades)), (mrr(x_scores, grades), mrr(y_scores, grades))
 
 
 # ---- statistics
@@ -434,7 +456,7 @@ def bootstrap(values: Floats, level: float = LEVEL) -> Interval:
     """Mean of values (N,), and its percentile interval over resampled texts. Seeded: it repeats."""
     means = resampled_means(values)
     low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))
-    return Interval(float(values.mean()), float(low), float(high))
+    return Interval(float(values.mean()), float(low), float(high), smallest_effect(values))
 
 
 def resampled_means(values: Floats) -> Floats:
@@ -489,20 +511,26 @@ def holm(p_values: Sequence[float]) -> Floats:
     return adjusted
 
 
-def smallest_effect(values: Floats) -> float:
-    """Change of the mean of values (N,) that as many texts show: 80 % power, two-sided 5 %. NaN for one."""
+def smallest_effect(values: Floats) -> float | None:
+    """Change of the mean of values (N,) that as many texts show: 80 % power, two-sided 5 %. None for one."""
     if len(values) < 2:
-        return float("nan")
+        return None
     return float(2.8 * values.std(ddof=1) / np.sqrt(len(values)))
 
 
 # ---- all at once
 
 
+def by_label(labels: Sequence[str]) -> dict[str, Rows]:
+    """Label -> the rows (n,) that have it, by name."""
+    found = np.asarray(labels)
+    return {str(name): np.flatnonzero(found == name) for name in np.unique(found)}
+
+
 def summarize(
     reference: Vectors,
     candidate: Vectors,
-    slices: Sequence[str],
+    slices: Mapping[str, Rows],
     *,
     least_slice: int = LEAST_SLICE,
     relevance: Relevance | None = None,
@@ -510,27 +538,25 @@ def summarize(
     """Everything that a gate judges. Each text is a query against all others.
 
     reference, candidate: (N, D) unit rows, N of at least 12
-    slices:               a label for each row
+    slices:               name -> rows; they may overlap
     least_slice:          texts below which a slice is reported, but neither judged nor the worst
-    relevance:            for ndcg_10_change
+    relevance:            for nDCG and MRR
 
     The noise of a slice is measured against the spread of its own texts, which is what a search among them
     has to tell apart. But only the shift of all texts is taken out: one language that moves alone does harm.
-    Errors: those of `check` and `check_collapsed`, and ShapeError for labels or too few texts.
+    Errors: those of `check`, and ShapeError for rows that are not there or too few texts.
     """
-    if len(slices) != len(reference):
-        raise ShapeError(f"{len(slices)} slice labels for {len(reference)} texts; give one for each")
     x, y = check(reference, candidate)
-    check_collapsed(x, y)
+    check_rows(slices, len(x))
     plain, centred = (squared_noise(x, y, centred=c) for c in (False, True))  # (N,) squared lengths
     cosines = 1 - plain / 2
     unit_of_noise = spread(x)
-    blocks = [(shared(b, 10), shared(b, 1), correlation(b)) for b in score_blocks(x, y)]
-    kept, best, rho = (np.concatenate(column) for column in zip(*blocks, strict=True))
-    parts = slice_drifts(x, centred, kept, np.asarray(slices), least_slice)
+    rankings = [ranking(x, y, asymmetric=asymmetric) for asymmetric in (False, True)]
+    kept = rankings[0][10]
+    parts = slice_drifts(x, centred, kept, slices, least_slice)
     worst = min((part for part in parts if part.judged), key=lambda part: part.sqnr.value, default=None)
     shift = (y - x).mean(0)
-    return Drift(
+    found = Drift(
         n=len(x),
         sqnr=sqnr_of(centred / unit_of_noise),
         sqnr_plain=decibels(float(plain.mean()) / unit_of_noise),
@@ -539,30 +565,56 @@ def summarize(
         cosine_min=float(cosines.min()),
         shift_ratio=float(shift @ shift / max(float(plain.mean()), LEAST_NOISE)),
         overlap_10=bootstrap(kept),
-        spearman=float(rho.mean()),
+        spearman=float(spearman(x, y).mean()),
         worst_slice=worst.name if worst else None,
         worst_slice_sqnr=worst.sqnr.value if worst else None,
         slices=parts,
         sqnr_p1=decibels(float(np.quantile(centred, 0.99)) / unit_of_noise),
-        overlap_10_asymmetric=bootstrap(overlap(x, y, asymmetric=True)),
-        top_1=bootstrap(best),
-        ndcg_10_change=bootstrap(ndcg_change(x, y, relevance)) if relevance else None,
+        overlap_10_asymmetric=bootstrap(rankings[1][10]),
+        overlap_100=bootstrap(rankings[0][100]) if 100 in rankings[0] else None,
+        overlap_100_asymmetric=bootstrap(rankings[1][100]) if 100 in rankings[1] else None,
+        top_1=bootstrap(rankings[0][1]),
+        top_1_asymmetric=bootstrap(rankings[1][1]),
+        score_noise=score_noise(x, y) if len(x) > LEAST_DOCUMENTS else None,
+    )
+    if relevance is None:
+        return found
+    (ndcg_x, ndcg_y), (mrr_x, mrr_y) = against_relevance(x, y, relevance)
+    return replace(
+        found,
+        ndcg_10=float(ndcg_x.mean()),
+        ndcg_10_change=bootstrap(ndcg_y - ndcg_x),
+        mrr=float(mrr_x.mean()),
+        mrr_change=bootstrap(mrr_y - mrr_x),
     )
 
 
+def ranking(x: Floats, y: Floats, *, asymmetric: bool) -> dict[int, Floats]:
+    """k -> `overlap` at k for 1, 10 and, where there are enough texts, 100: (N,) each, in one go."""
+    ks = (1, 10, 100) if len(distinct(x, np.arange(len(x)))) > 101 else (1, 10)
+    blocks = [[shared(block, k) for k in ks] for block in score_blocks(x, y, asymmetric=asymmetric)]
+    return {k: np.concatenate(column) for k, column in zip(ks, zip(*blocks, strict=True), strict=True)}
+
+
+def check_rows(slices: Mapping[str, Rows], n: int) -> None:
+    """Refuse slices with rows that are not there."""
+    for name, rows in slices.items():
+        if len(rows) and (rows.min() < 0 or rows.max() >= n):
+            raise ShapeError(f"slice {name!r} has the rows {rows.min()} to {rows.max()}, but there are {n}")
+
+
 def slice_drifts(
-    x: Floats, noise: Floats, kept: Floats, labels: NDArray[np.str_], least_slice: int
+    x: Floats, noise: Floats, kept: Floats, slices: Mapping[str, Rows], least_slice: int
 ) -> tuple[SliceDrift, ...]:
-    """By name; without those that the reference has only one vector for, which have no spread.
+    """In the order given; without those that the reference has only one vector for, which have no spread.
 
     noise: (N,) squared lengths, kept: (N,) overlaps at 10
     """
     parts = []
-    for name in np.unique(labels):
-        rows = np.flatnonzero(labels == name)
+    for name, rows in slices.items():
         if len(rows) < 2 or 1 - background(x[rows]) < ALIKE:
             continue
         noise_of_slice = sqnr_of(noise[rows] / spread(x[rows]))
         enough = len(rows) >= least_slice
-        parts.append(SliceDrift(str(name), len(rows), enough, noise_of_slice, bootstrap(kept[rows])))
+        parts.append(SliceDrift(name, len(rows), enough, noise_of_slice, bootstrap(kept[rows])))
     return tuple(parts)
