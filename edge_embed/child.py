@@ -7,28 +7,31 @@ keeps off the network: it gets no socket from us, and the hub's libraries are to
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edge_embed.errors import ModelError
+from edge_embed.errors import CrashError, ModelError
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
-def call(module: str, *arguments: str | Path) -> dict[str, Any]:
+def call(module: str, *arguments: str | Path, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Run `python -m module arguments` and return what the module gave to `answer`.
 
-    Errors: ModelError, of one line: what the module raised, or how its process ended.
+    environment  variables beside ours
+    Errors: ModelError, of one line: what the module raised, or how its process ended; CrashError naming the
+    signal that ended it.
     """
     path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
     # -P: a folder that happens to be named like a library does not come before it.
     command = [sys.executable, "-P", "-X", "utf8", "-m", module, *map(str, arguments)]
     done = subprocess.run(
         command,
-        env=os.environ | OFFLINE | {"PYTHONPATH": path},
+        env=os.environ | OFFLINE | {"PYTHONPATH": path} | dict(environment or {}),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         encoding="utf-8",
@@ -37,6 +40,10 @@ def call(module: str, *arguments: str | Path) -> dict[str, Any]:
     try:  # an answer counts, also from a process that crashed later on: torch may do so at exit
         found: dict[str, Any] = dict(json.loads(done.stdout.splitlines()[-1]))
     except (IndexError, TypeError, ValueError):
+        if done.returncode < 0:
+            name = signal.Signals(-done.returncode).name
+            hint = "; was there enough memory?" if name == "SIGKILL" else ""
+            raise CrashError(f"{module} was ended by {name}{hint}") from None
         complaint = (done.stderr.splitlines() or ["it said nothing; was there enough memory?"])[-1]
         raise ModelError(f"{module} ended with exit code {done.returncode}: {complaint}") from None
     if "error" in found:

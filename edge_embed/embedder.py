@@ -111,9 +111,7 @@ class Embedder:
             )
 
         cache = store.home() / "compiled" if cache_dir is None else Path(cache_dir) if cache_dir else None
-        plan = plan_here(
-            self.folder,
-            kept_profile(self.folder, device)[0],
+        plan = self._planned(
             max_tokens=self.max_tokens,
             compute_type=compute_type,
             device=device,
@@ -353,6 +351,10 @@ class Embedder:
         with progress_bar(len(texts), show_progress_bar, "Measuring int8 ranges") as bar:
             rows = self._embed(texts, plain, Overflow(self.max_tokens, refuse=False), bar)
         return vectors.measure_ranges(rows)
+
+    def _planned(self, **wishes: Any) -> Plan:
+        """The plan for the wishes of `make_plan`, before its passes are decided."""
+        return plan_here(self.folder, kept_profile(self.folder, wishes["device"])[0], **wishes)
 
     def _limit(self, wish: int | None) -> int:
         own = self.manifest.max_tokens

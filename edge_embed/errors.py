@@ -6,7 +6,8 @@
     ├── ModelError                 a model folder that is missing, incomplete or contradictory
     │   ├── ModelNotFoundError     the reference names nothing on this machine
     │   ├── CheckpointError        config.json or *.safetensors cannot be used
-    │   └── IntegrityError         a file is not the one that was recorded
+    │   ├── IntegrityError         a file is not the one that was recorded
+    │   └── CrashError             a process of its own, which ran a model, was ended by a signal
     ├── DeviceError                OpenVINO has no such device, or cannot compile for it
     ├── NumericsError              NaN, Inf or zero rows came out of a model
     ├── MismatchError              a reference is not of this model, these texts or these tokens
@@ -44,6 +45,10 @@ class CheckpointError(ModelError):
 
 class IntegrityError(ModelError):
     """A file is not the one that was recorded."""
+
+
+class CrashError(ModelError):
+    """A process that ran a model was ended by a signal."""
 
 
 class DeviceError(EdgeEmbedError):

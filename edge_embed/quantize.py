@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from edge_embed import __version__, calibration, ir
 from edge_embed.drift import gate, measure
+from edge_embed.drift.record import CALIBRATED, CALIBRATION, DIGITS, QUANTIZED, hash_text
 from edge_embed.errors import InputError, ModelError, ModelNotFoundError
 from edge_embed.graph import head, linears, ops, passes
 from edge_embed.hardware import machine
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RECIPE = "recipe.toml"
-KEY = "quantized"  # of edge_embed.json: what made each INT8 file
 
 WEIGHT_MODES = ("int8_asym", "int8_sym")
 RANGE_ESTIMATORS = (
@@ -213,7 +213,8 @@ def quantize(
         cut = int((tokens.lengths > manifest.max_tokens).sum())
         counts = {"texts": len(texts), "tokens": sum(map(len, tokens.ids)), "cut": cut}
         origin = "built-in" if texts_file is None else texts_file.name
-        entry["calibration"] = {"source": origin, "sha256": hash_texts(texts), **counts}
+        known = sorted(hash_text(text)[:DIGITS] for text in texts)
+        entry[CALIBRATION] = {"source": origin, "sha256": hash_texts(texts), **counts, CALIBRATED: known}
         model = quantize_all(model, recipe, tokens.ids, show_progress_bar)
     ops.number_names(model)  # else the bytes depend on the process
     file = folder / "openvino" / ir.VARIANTS[compute_type]
@@ -488,7 +489,7 @@ def install(model: "Model", file: Path, folder: Path, variant: str, entry: Mappi
         record = read_record(folder)
         files = file_entries(folder, [path.relative_to(folder).as_posix() for path in written])
         record["files"] = record.get("files", {}) | files
-        record[KEY] = record.get(KEY, {}) | {variant: entry}
+        record[QUANTIZED] = record.get(QUANTIZED, {}) | {variant: entry}
         if DRIFT in record:
             stale = {name for name, (stored, *_) in COMPUTE_TYPES.items() if stored == variant}
             record[DRIFT] = {name: found for name, found in record[DRIFT].items() if name not in stale}

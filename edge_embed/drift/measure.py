@@ -17,6 +17,7 @@ from edge_embed.calibration import Text
 from edge_embed.drift import gate
 from edge_embed.drift.gate import Check
 from edge_embed.drift.metrics import Drift, Relevance, by_label, check_collapsed, summarize
+from edge_embed.drift.slices import CODE, language
 from edge_embed.embedder import Embedder
 from edge_embed.errors import InputError
 from edge_embed.hardware import Machine, machine
@@ -25,7 +26,6 @@ from edge_embed.record import model_name
 
 REFERENCE = "float32 IR"
 
-CODE = "code-"  # begins the strata of programming languages
 LEAST_TEXTS = 12  # ten neighbours, one more that could take the place of one, and the text itself
 
 
@@ -41,11 +41,6 @@ def evaluation_texts(folder: Path) -> list[Text]:
     if card is None:
         return texts
     return [text for text in texts if text.stratum.startswith(CODE) or language(text) in card.languages]
-
-
-def language(text: Text) -> str:
-    """The language of an evaluation text, as its file or, for the long ones, its id says it."""
-    return text.id.removeprefix("long-") if text.stratum == "long" else text.stratum
 
 
 def quick(

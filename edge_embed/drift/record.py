@@ -41,6 +41,10 @@ AGAIN = "record the reference again: edge-embed drift record"
 WEIGHTS = "model.safetensors"
 SHARDS = re.compile(r"model-\d+-of-\d+\.safetensors")
 HEX = re.compile(r"[0-9a-f]{64}")
+
+# In edge_embed.json: what made each INT8 file, and of its calibration the first digits of each text's sha256.
+QUANTIZED, CALIBRATION, CALIBRATED, DIGITS = "quantized", "calibration", "text_sha256", 16
+
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 # Keys of a row of a user's JSONL beside the text, and what takes the place of one that is not there.
@@ -236,9 +240,11 @@ def check(reference: Reference, folder: Path, texts: Sequence[Text], tokenizer: 
     folder     of the candidate
     texts      that the candidate embeds, as `read_texts` gives them
     tokenizer  of the candidate, with the limit that it runs with
-    Errors: MismatchError for another model's reference, for texts that were edited, and for other tokens.
+    Errors: MismatchError for another model's reference, for texts that were edited or calibrated on, and for
+    other tokens.
     """
     check_weights(reference, folder)
+    check_apart(reference, folder)
     if len(texts) != len(reference.ids):
         raise MismatchError(
             f"the reference has {len(reference.ids)} texts, but {len(texts)} are given; {AGAIN}"
@@ -269,6 +275,19 @@ def check_weights(reference: Reference, folder: Path) -> None:
             f"{folder} has weights with sha256 {weights}, the reference is of {reference.weights_sha256}; "
             f"{AGAIN}"
         )
+
+
+def check_apart(reference: Reference, folder: Path) -> None:
+    """Refuse texts that an INT8 file of a folder was calibrated on: ranges were fitted to them."""
+    hashes = zip(reference.ids, reference.text_sha256, strict=True)
+    known = {sha256[:DIGITS]: i for i, sha256 in hashes}
+    for variant, entry in read_record(folder).get(QUANTIZED, {}).items():
+        same = [known[digits] for digits in entry.get(CALIBRATION, {}).get(CALIBRATED, ()) if digits in known]
+        if same:
+            raise MismatchError(
+                f"{len(same)} texts of the reference, first {same[0]!r}, are among those that {variant} of "
+                f"{folder} was calibrated on; record a reference of other texts"
+            )
 
 
 def check_tokens(ids: Sequence[str], theirs: Sequence[str], ours: Sequence[str]) -> None:
