@@ -1,7 +1,7 @@
 """Checkpoint folder -> float32 IR, and the record of both. Knows which module builds which model_type."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edge_embed import __version__, atomic, ir
 from edge_embed.checkpoint import open_weights, read_config
@@ -88,9 +88,16 @@ def install(model: "Model", checkpoint: Path, out: Path | None, made_by: dict[st
         known = {key: value for key, value in origin.items() if key not in ("self_check", "preparation")}
         record = known | {"files": origin.get("files", {}) | entries}
     else:  # where the checkpoint came from holds for the result, and nothing else does
-        record = {**{key: origin[key] for key in origin if key in ("name", "source")}, "files": entries}
+        inherited = {key: origin[key] for key in origin if key in ("name", "source")}
+        record = {"source": source_of(checkpoint)} | inherited | {"files": entries}
     write_record(folder, record | {"built_by": versions() | made_by})
     return folder
+
+
+def source_of(checkpoint: Path) -> dict[str, Any]:
+    """What a record says of a checkpoint that was not pulled: the weights, by which references are told."""
+    weights = file_entries(checkpoint, [path.name for path in checkpoint.glob("*.safetensors")])
+    return {"kind": "checkpoint", "sha256": {name: entry["sha256"] for name, entry in weights.items()}}
 
 
 def side_files(folder: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """build.py and `edge-embed build`, from a checkpoint folder to one that is loaded and verified."""
 
+import hashlib
 import json
 import os
 import resource
@@ -15,6 +16,7 @@ import pytest
 from edge_embed import Embedder, store
 from edge_embed.build import build
 from edge_embed.cli import main
+from edge_embed.drift.record import weights_sha256
 from edge_embed.errors import CheckpointError, EdgeEmbedError, InputError, ModelError, OutputError
 from edge_embed.record import hash_file, read_record, write_record
 from tests.checkpoints import tiny_bert
@@ -150,6 +152,16 @@ def test_name_and_source_of_a_pulled_checkpoint_go_with_the_ir_and_nothing_else(
     assert (record["name"], record["source"]) == ("a-model", {"kind": "hub"})
     assert record.keys() == {"schema", "name", "source", "files", "built_by"}
     assert record["files"].keys() == {*IR, *SIDE}
+
+
+def test_a_folder_built_elsewhere_from_a_checkpoint_that_was_not_pulled_names_its_weights(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    build(checkpoint, tmp_path / "out")
+    sha256 = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
+    source = read_record(tmp_path / "out")["source"]
+    assert source == {"kind": "checkpoint", "sha256": {"model.safetensors": sha256}}
+    assert weights_sha256(tmp_path / "out") == weights_sha256(checkpoint) == sha256
 
 
 def more_tokens(folder: Path) -> None:
