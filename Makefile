@@ -6,12 +6,13 @@ SOURCES := pyproject.toml constraints.txt Makefile
 RUNTIME := .venv/.installed
 TESTING := .venv-test/.installed
 
-.PHONY: help demo test test-large lint fix bench clean
+.PHONY: help demo test test-large accuracy lint fix bench clean
 
 help:
 	@echo "make demo        embed, compare and search real text with a real model (runtime dependencies only)"
 	@echo "make test        the tests that take seconds"
 	@echo "make test-large  the tests of real size, and of the wheel in an empty environment"
+	@echo "make accuracy    record, quantize, measure and judge all-MiniLM-L6-v2; reports in build/accuracy"
 	@echo "make lint        ruff and mypy;  make fix  lets ruff repair what it can"
 	@echo "make bench       speed, start and memory against sentence-transformers; see bench/README.md"
 	@echo "make clean       remove caches and build outputs; the environments .venv and .venv-test stay"
@@ -24,6 +25,9 @@ test: $(TESTING)
 
 test-large: $(TESTING)
 	.venv-test/bin/python -m pytest -m large
+
+accuracy: $(TESTING)
+	.ci/accuracy
 
 lint: $(TESTING)
 	.venv-test/bin/ruff check
