@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from edge_embed import Embedder, __version__, store
 from edge_embed.cli import COMMANDS, common, main, similarity
+from edge_embed.drift import measurement
+from tests import measurements
 
 TEXTS = [
     "the cat sat on the mat",
@@ -537,6 +539,21 @@ def test_build_makes_an_ir_elsewhere_that_embeds_alike(
     np.testing.assert_array_equal(embedded(target, corpus, capsys), embedder.encode(TEXTS))
 
 
+def measured(texts: Path) -> Path:
+    """A drift.json beside the texts, of a candidate that passes."""
+    x = measurements.reference()
+    path = texts.with_name("drift.json")
+    measurement.write(measurements.measurement(x, measurements.noisy(x, 27), name="mine"), path)
+    return path
+
+
+def fresh(texts: Path) -> Path:
+    """A baseline that is not there yet."""
+    path = texts.with_name("baseline.json")
+    path.unlink(missing_ok=True)
+    return path
+
+
 JSON_RUNS: dict[str, Callable[[Path, Path], list[str | Path]]] = {
     "pull": lambda folder, texts: ["all-MiniLM-L6-v2"],
     "build": lambda folder, texts: [folder],
@@ -544,6 +561,8 @@ JSON_RUNS: dict[str, Callable[[Path, Path], list[str | Path]]] = {
     "trim": lambda folder, texts: [folder, "--languages", "en", "--dry-run"],
     "tune": lambda folder, texts: [folder, "--forget"],
     "drift": lambda folder, texts: ["record", folder, "--texts", texts, "-o", texts.with_suffix(".npz")],
+    "gate": lambda folder, texts: [measured(texts)],
+    "approve": lambda folder, texts: [measured(texts), "--baseline", fresh(texts), "--reason", "first"],
     "embed": lambda folder, texts: [texts, "-m", folder],
     "similarity": lambda folder, texts: ["a", "b", "-m", folder],
     "search": lambda folder, texts: ["a", "--corpus", texts, "-m", folder],

@@ -1,8 +1,9 @@
 """The edge-embed command. One module per subcommand: HELP, add_arguments, run. Knows the error policy only.
 
 stdout is data, in UTF-8, and ends with a JSON line under --json; stderr is for people. Exit codes: 0 done,
-1 crash, 2 wrong use or bad input, 4 cannot judge (a reference of something else), 130 Ctrl-C, 141 the reader
-of stdout left before the end (as in `| head`).
+1 crash, 2 wrong use or bad input, 3 the gate fails, 4 cannot judge (a reference or a baseline of something
+else), 5 the gate is inconclusive under --strict, 130 Ctrl-C, 141 the reader of stdout left before the end (as
+in `| head`).
 """
 
 import argparse
@@ -15,7 +16,21 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from edge_embed import __version__
-from edge_embed.cli import build, drift, embed, info, pull, quantize, search, similarity, trim, tune, verify
+from edge_embed.cli import (
+    approve,
+    build,
+    drift,
+    embed,
+    gate,
+    info,
+    pull,
+    quantize,
+    search,
+    similarity,
+    trim,
+    tune,
+    verify,
+)
 from edge_embed.errors import EdgeEmbedError, MismatchError
 
 COMMANDS = {
@@ -25,6 +40,8 @@ COMMANDS = {
     "trim": trim,
     "tune": tune,
     "drift": drift,
+    "gate": gate,
+    "approve": approve,
     "embed": embed,
     "similarity": similarity,
     "search": search,
@@ -37,7 +54,8 @@ EPILOG = """first steps:
   edge-embed embed -m all-MiniLM-L6-v2 texts.txt -o vectors.npy
   edge-embed search -m all-MiniLM-L6-v2 --corpus texts.txt "a question"
 
-exit codes: 0 done, 1 crash, 2 wrong use or bad input, 4 cannot judge, 130 Ctrl-C, 141 stdout was closed early
+exit codes: 0 done, 1 crash, 2 wrong use or bad input, 3 gate failed, 4 cannot judge,
+  5 inconclusive under --strict, 130 Ctrl-C, 141 stdout was closed early
 """
 
 CANNOT_JUDGE = 4
