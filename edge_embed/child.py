@@ -41,7 +41,9 @@ def call(module: str, *arguments: str | Path, environment: Mapping[str, str] | N
         found: dict[str, Any] = dict(json.loads(done.stdout.splitlines()[-1]))
     except (IndexError, TypeError, ValueError):
         if done.returncode < 0:
-            name = signal.Signals(-done.returncode).name
+            number = -done.returncode
+            # Real-time signals but for the first and the last have no name.
+            name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
             hint = "; was there enough memory?" if name == "SIGKILL" else ""
             raise CrashError(f"{module} was ended by {name}{hint}") from None
         complaint = (done.stderr.splitlines() or ["it said nothing; was there enough memory?"])[-1]

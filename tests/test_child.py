@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edge_embed import child
-from edge_embed.errors import ModelError
+from edge_embed.errors import CrashError, ModelError
 
 
 @pytest.fixture
@@ -82,10 +82,6 @@ def test_an_error_without_words_says_its_kind(module: Path) -> None:
 @pytest.mark.parametrize(
     ("work", "said"),
     [
-        (
-            "os.kill(os.getpid(), 9)",
-            "worker ended with exit code -9: it said nothing; ",
-        ),
         ("sys.exit('not today')", "worker ended with exit code 1: not today$"),
         ("print('7', flush=True); os._exit(3)", "worker ended with exit code 3: it said nothing; "),
     ],
@@ -97,6 +93,56 @@ def test_a_process_that_ends_without_an_answer_is_an_error_of_one_line(
     with pytest.raises(ModelError, match=said) as caught:
         child.call("worker")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="processes are not ended by signals there")
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        ("signal.SIGSEGV", "worker was ended by SIGSEGV"),
+        ("signal.SIGABRT", "worker was ended by SIGABRT"),
+        ("signal.SIGILL", "worker was ended by SIGILL"),
+        ("signal.SIGKILL", "worker was ended by SIGKILL; was there enough memory?"),
+        ("signal.SIGTERM", "worker was ended by SIGTERM"),
+        pytest.param(
+            "40",  # a real-time one, which has no name
+            "worker was ended by signal 40",
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="numbers differ elsewhere"),
+        ),
+    ],
+)
+def test_a_process_that_a_signal_ends_is_a_crash_that_names_it(module: Path, number: str, said: str) -> None:
+    without_core = "import resource, signal; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))"
+    works(module, f"{without_core}; print('{{}}x'); os.kill(os.getpid(), {number})")
+    with pytest.raises(CrashError) as caught:
+        child.call("worker")
+    assert str(caught.value) == said
+
+
+def test_a_process_that_ends_by_itself_is_no_crash(module: Path) -> None:
+    works(module, "os._exit(139)")  # what a shell says of SIGSEGV, but here nobody is between
+    with pytest.raises(ModelError) as caught:
+        child.call("worker")
+    assert not isinstance(caught.value, CrashError)
+
+
+def test_variables_reach_the_child_beside_ours_and_before_them_and_not_us(
+    module: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGE_EMBED_TEST", "ours")
+    monkeypatch.setenv("EDGE_EMBED_OTHER", "kept")
+    names = ("EDGE_EMBED_TEST", "EDGE_EMBED_OTHER", "ONEDNN_MAX_CPU_ISA", "HF_HUB_OFFLINE", "PATH")
+    works(module, f"return {{name: os.environ[name] for name in {names!r}}}")
+    before = dict(os.environ)
+    found = child.call("worker", environment={"EDGE_EMBED_TEST": "theirs", "ONEDNN_MAX_CPU_ISA": "AVX2"})
+    assert found == {
+        "EDGE_EMBED_TEST": "theirs",
+        "EDGE_EMBED_OTHER": "kept",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "HF_HUB_OFFLINE": "1",
+        "PATH": os.environ["PATH"],
+    }
+    assert dict(os.environ) == before
 
 
 def test_an_answer_counts_even_if_the_process_crashes_at_its_end(module: Path) -> None:

@@ -1,5 +1,6 @@
 """quantize.py and `edge-embed quantize`, against NNCF called by hand, and loaded by the Embedder."""
 
+import hashlib
 import json
 import os
 import re
@@ -376,6 +377,7 @@ def test_the_record_tells_recipe_versions_origin_and_texts(bert: Path) -> None:
         "texts": 200,
         "tokens": sum(map(len, tokenizer.encode(texts).ids)),
         "cut": int((tokenizer.encode(texts).lengths > 512).sum()),
+        "text_sha256": sorted(hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts),
     }
     report = store.verify(bert)
     assert (report.wrong, report.unrecorded) == ((), ())

@@ -45,7 +45,7 @@ from edge_embed.record import hash_file, model_name, read_record
 from edge_embed.tokenization import Tokenizer
 
 PROBES = 32  # texts that are embedded again in other company
-LONGEST_PROBE = 256  # tokens
+LONGEST_PROBE = 256  # tokens, where there are as short texts
 
 # Largest difference of a component of two unit vectors of one text in other company. Sums in another order
 # are some 1e-7. Where activations are rounded, a last bit can decide between two steps; int8_dynamic rounds
@@ -57,7 +57,8 @@ WORST = 10
 NEIGHBOURS = 5
 EXCERPT = 160  # characters
 
-PRECISIONS = {"f32": "float32", "bf16": "bfloat16"}  # as plans say it, and as OpenVINO reports it
+# As plans say it, and as OpenVINO reports it.
+PRECISIONS = {"f32": "<Type: 'float32'>", "bf16": "<Type: 'bfloat16'>"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,9 @@ def measure_against(
     """
     began = time.perf_counter()
     if len(texts) < measure.LEAST_TEXTS:
-        raise InputError(f"{len(texts)} texts are too few for ten neighbours each; give 12 or more")
+        raise InputError(
+            f"{len(texts)} texts are too few for ten neighbours each; give at least {measure.LEAST_TEXTS}"
+        )
     manifest = read_manifest(folder)
     tokenizer = Tokenizer(folder, max_tokens=manifest.max_tokens, lower_case=manifest.lower_case)
     record.check(reference, folder, texts, tokenizer)
@@ -193,7 +196,8 @@ def run_all(
                     probes=probes if step.name == own else (),
                     widths=widths if step.name == own else (),
                 )
-                trouble |= {step.name: runs[step.name].broken} if runs[step.name].broken else {}
+                if why := unusable(runs[step.name], reference.vectors):
+                    trouble[step.name] = why
             except ModelError as error:
                 if step.name != own:
                     trouble[step.name] = str(error)
@@ -205,10 +209,19 @@ def run_all(
     return Found(runs, trouble, "")
 
 
+def unusable(run: Run, reference: NDArray[np.float32]) -> str:
+    """Why there is nothing to compare with the reference (N, D), or ""."""
+    if run.vectors is None:
+        return run.broken
+    if run.vectors.shape != reference.shape:
+        return f"vectors are {run.vectors.shape[1]} wide, those of the reference {reference.shape[1]}"
+    return ""
+
+
 def probe_rows(tokens: NDArray[np.int64]) -> list[int]:
-    """Texts of all lengths that are not long, to be embedded again in other company."""
-    short = np.flatnonzero(tokens <= LONGEST_PROBE)
-    ordered = short[np.argsort(tokens[short], kind="stable")]
+    """Texts of all lengths that are not long, to be embedded again in other company; else the shortest."""
+    short = int((tokens <= LONGEST_PROBE).sum())
+    ordered = np.argsort(tokens, kind="stable")[: max(2, short)]
     places = np.linspace(0, len(ordered) - 1, min(PROBES, len(ordered))).round().astype(int)
     return [int(row) for row in ordered[places]]
 
@@ -248,9 +261,8 @@ def invariants(
     ]
     if run.vectors is None:
         return tuple(found)
-    if run.vectors.shape != x.shape:
-        what = f"vectors are {run.vectors.shape[1]} wide, those of the reference {x.shape[1]}"
-        return (*found, Invariant("width", abs(run.vectors.shape[1] - x.shape[1]), 0.0, what))
+    if what := unusable(run, x):
+        return (*found, Invariant("width", float(abs(run.vectors.shape[1] - x.shape[1])), 0.0, what))
     if y is not None:
         rows = metrics.collapsed(x, y)
         what = "texts that the reference tells apart have different vectors"
@@ -258,7 +270,9 @@ def invariants(
             what = f"rows {rows[0]} and {rows[1]} are one vector where the reference tells them apart"
         found.append(Invariant("distinct", float(rows is not None), 0.0, what))
     full = run.vectors[list(probes)]
-    cut = {int(name.removeprefix("cut-")): part for name, part in run.probes.items() if "-" in name}
+    cut = {
+        int(name.removeprefix("cut-")): part for name, part in run.probes.items() if name.startswith("cut-")
+    }
     if normalized:
         norms = {"of all dimensions": furthest_from_1(run.vectors)}
         norms |= {f"of the first {k}": furthest_from_1(part) for k, part in cut.items()}
@@ -272,13 +286,7 @@ def invariants(
         alike("repeat", run.probes["repeated"], run.probes["reversed"], REPEATED, "twice in the same way"),
     ]
     cuts = [
-        alike(
-            "truncation",
-            part,
-            vectors.truncate(full, k) if normalized else full[:, :k],
-            limit,
-            f"cut to {k} dimensions by the model and afterwards",
-        )
+        alike("truncation", part, full[:, :k], limit, f"cut to {k} dimensions by the model and afterwards")
         for k, part in cut.items()
     ]
     return (*found, *sorted(cuts, key=lambda one: -one.value)[:1])
@@ -294,7 +302,7 @@ def pins_lost(run: Run) -> list[str]:
         asked, got = plan["properties"].get(name), reported.get(name)
         if asked is None:
             lost.append(f"{name} is left to OpenVINO")
-        elif not any(spelling in str(got) for spelling in (asked, PRECISIONS.get(asked, asked))):
+        elif got not in (asked, PRECISIONS.get(asked, asked)):
             lost.append(f"{name} is {got}, and {asked} was asked for")
     return lost
 
@@ -308,8 +316,13 @@ def furthest_from_1(rows: NDArray[np.float32]) -> float:
 def alike(
     name: str, one: NDArray[np.float32], other: NDArray[np.float32], limit: float, what: str
 ) -> Invariant:
-    """Two ways to the same (P, D) rows, by the largest difference of a component."""
-    apart = float(np.abs(one - other).max()) if len(one) else 0.0
+    """Two ways to the same (P, D) rows, by the largest difference of a component; NaN where one holds NaN.
+
+    Made unit rows, as rounding grows with their length, and not every model gives unit rows.
+    """
+    with np.errstate(invalid="ignore"):  # a row of zeros becomes NaN
+        units = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (one, other)]
+    apart = float(np.abs(units[0] - units[1]).max())
     return Invariant(name, apart, limit, f"largest difference of a component: {len(one)} texts {what}")
 
 

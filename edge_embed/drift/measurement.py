@@ -67,7 +67,7 @@ class Against:
 class Invariant:
     """What must hold whatever the model, and how far it is from doing so. At most `limit` passes."""
 
-    id: str  # finite, unit_norm, distinct, batch, order, padding, repeat, pinned
+    id: str  # finite, pinned, width, distinct, unit_norm, batch, order, padding, repeat, truncation
     value: float  # NaN: could not be found out, which fails
     limit: float
     what: str  # for people: what was compared, and where it was worst
