@@ -5,17 +5,17 @@ failed its self-check. Does not know what is inside a model, nor how bytes trave
 a network; `resolve` and `verify` never do.
 """
 
-import contextlib
 import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
-from edge_embed import atomic, fetch
+from edge_embed import atomic, fetch, locking
 from edge_embed.cards import FP32_IR, HubSource, ModelCard, WheelSource, card, cards
 from edge_embed.errors import IntegrityError, ModelError, ModelNotFoundError, OutputError, PullError
 from edge_embed.record import RECORD, Record, file_entries, hash_file, read_record, write_record
@@ -398,35 +398,10 @@ def remove_leftovers(name: str) -> None:
             shutil.rmtree(path, ignore_errors=True)  # the pull itself is done
 
 
-@contextlib.contextmanager
-def exclusive(name: str) -> Iterator[None]:
+def exclusive(name: str) -> AbstractContextManager[None]:
     """Hold a model's lock file; two downloads into one staging folder would garble each other."""
-    with (models_home() / f".{name}.lock").open("ab") as file:
-        if not lock(file):
-            raise PullError(f"{name} is being pulled by another process; wait for it, then pull again")
-        yield
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def lock(file: IO[bytes]) -> bool:
-        """Lock an open file until it is closed; False when someone else holds it."""
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-else:
-    import fcntl
-
-    def lock(file: IO[bytes]) -> bool:
-        """Lock an open file until it is closed; False when someone else holds it."""
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+    busy = PullError(f"{name} is being pulled by another process; wait for it, then pull again")
+    return locking.held(models_home() / f".{name}.lock", busy)
 
 
 def verify(folder: Path, advance: Callable[[int], object] | None = None) -> Report:
