@@ -26,11 +26,12 @@ from numpy.typing import NDArray
 
 from edge_embed import calibration, ir
 from edge_embed.calibration import Text
+from edge_embed.drift import locate
 from edge_embed.drift.measure import LEAST_TEXTS
-from edge_embed.drift.metrics import Interval, noise_power, overlap, sqnr_interval
+from edge_embed.drift.metrics import Interval, overlap, sqnr_interval
 from edge_embed.embedder import Embedder
 from edge_embed.errors import InputError
-from edge_embed.graph import linears, ops, passes
+from edge_embed.graph import linears, ops
 from edge_embed.hardware import machine
 from edge_embed.manifest import read_manifest
 from edge_embed.quantize import OFF, Recipe, find_source, own_texts, quantize_all, read_source
@@ -196,24 +197,10 @@ class Trials:
 
     def _ranked(self, model: "Model") -> list[tuple[str, ...]]:
         """Linears by the noise that quantizing their activations adds alone, the most first."""
-        texts = self._texts[:RANKED_ON]
-
-        def vectors(kept: str | None) -> NDArray[np.float32]:
-            changed = model.clone()
-            for node in passes.activation_quantizers(changed):
-                if node.get_friendly_name() != kept:
-                    passes.move_consumers(node.output(0), node.input_value(0))
-            changed.validate_nodes_and_infer_types()
-            return self._load("ranked", changed).encode(
-                texts, normalize_embeddings=True, show_progress_bar=False
-            )
-
-        without = vectors(None)
-        noise = {
-            names: float(noise_power(without, vectors(quantizer), centred=False).mean())
-            for quantizer, names in linears.quantized_inputs(model).items()
-        }
-        return sorted(noise, key=lambda names: -noise[names])
+        manifest = read_manifest(self._folder)
+        tokenizer = Tokenizer(self._folder, max_tokens=manifest.max_tokens, lower_case=manifest.lower_case)
+        ids = tokenizer.encode(self._texts[:RANKED_ON], locate.prompt_of(manifest)).ids
+        return locate.rank_activations(model, manifest, ids)
 
     def _load(self, name: str, model: "Model") -> Embedder:
         """A model in a folder of its own, without what only `quantize` needs."""

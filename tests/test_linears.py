@@ -178,3 +178,54 @@ def test_activations_are_left_alone_for_the_named_linear_only() -> None:
     a, b = openvino.Core().compile_model(model, "CPU", FLOAT32 | {"LP_TRANSFORMS_MODE": "NO"})(x).values()
     np.testing.assert_array_equal(b, x)
     assert np.abs(a - x).max() > 1e-5
+
+
+def smoothed(weight: NDArray[np.float32], scale: NDArray[np.float32], *, transposed: bool) -> openvino.Model:
+    """x -> the scale of SmoothQuant -> FakeQuantize -> a product with a weight that is divided by it."""
+    x = opset13.parameter([-1, -1, 6], np.float32, name="x")
+    scaled = opset13.multiply(x, opset13.constant(scale[None, None]), name=f"x{linears.SMOOTHED}")
+    low, high = opset13.constant(np.float32(-9)), opset13.constant(np.float32(9))
+    coarse = opset13.fake_quantize(scaled, low, high, low, high, 256)
+    held = weight / (scale if transposed else scale[:, None])
+    product = opset13.matmul(coarse, opset13.constant(held), False, transposed, name="product")
+    return openvino.Model([opset13.result(product)], [x], "smoothed")
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_weight_is_brought_behind_the_scale_of_smooth_quant(transposed: bool) -> None:
+    numbers = np.random.default_rng(0)
+    weight = numbers.normal(size=(3, 6) if transposed else (6, 3)).astype(np.float32)
+    model = smoothed(weight, numbers.uniform(0.1, 9, 6).astype(np.float32), transposed=transposed)
+    (node,) = linears.linears(model)
+    for apart in ((), (1, 4)):
+        held = linears.in_place_of(node, opset13.constant(weight).output(0), apart)
+        found = run_constant(held)
+        expected = np.array(node.input_value(1).get_node().get_data())
+        expected[(slice(None), list(apart)) if transposed else list(apart)] = 0
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def run_constant(output: openvino.Output) -> NDArray[np.float32]:
+    model = openvino.Model([opset13.result(output)], [], "constant")
+    found: NDArray[np.float32] = openvino.Core().compile_model(model, "CPU", FLOAT32)([])[0]
+    return found
+
+
+def test_the_channels_that_were_kept_apart_are_read_from_the_graph(xml: Path) -> None:
+    model = read(xml)
+    assert linears.kept_apart(model) == {}
+    names = [node.get_friendly_name() for node in linears.linears(model)]
+    linears.split_outliers(model, all_sources(model))
+    linears.drop_masks(model)
+    assert linears.kept_apart(model) == {name: [1, 4] for name in names}
+
+
+def test_a_weight_is_quantized_when_it_is_stored_in_8_bits_or_rounded() -> None:
+    numbers = np.ones((3, 6), np.float32)
+    one = opset13.constant(np.float32(1))
+    coarse = opset13.fake_quantize(opset13.constant(numbers), one, one, one, one, 255)
+    for dtype, quantized in ((np.int8, True), (np.uint8, True), (np.float16, False), (np.float32, False)):
+        unpacked = opset13.convert(opset13.constant(numbers.astype(dtype)), "f32")
+        scaled = opset13.multiply(opset13.subtract(unpacked, one), one)
+        assert linears.is_quantized(scaled.output(0)) is quantized
+    assert linears.is_quantized(coarse.output(0))

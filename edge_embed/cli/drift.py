@@ -1,6 +1,7 @@
 """edge-embed drift: how far an IR's vectors are from those of the original model. A group of steps."""
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge_embed.cli import locate_step
 from edge_embed.errors import InputError
 from edge_embed.plan import COMPUTE_TYPES
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from edge_embed.drift.metrics import Interval
 
 LEAST_SLICE = 20  # of drift.metrics, which the parser should not have to import
-HELP = "record reference vectors in PyTorch, and measure a candidate against them"
+HELP = "record reference vectors in PyTorch, measure a candidate against them, locate its noise"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,7 @@ def run_measure(args: argparse.Namespace) -> int:
     if args.least_slice < 2:
         raise InputError(f"--least-slice is {args.least_slice}; it must be at least 2")
     folder = store.resolve(args.model)
+    watched = sys.stderr is not None and sys.stderr.isatty()
     reference = record.read(args.reference)
     if args.texts is None and reference.source != record.EVALUATION:
         raise InputError(f"{args.reference} was recorded with {reference.source}; name that file by --texts")
@@ -182,8 +185,14 @@ def run_measure(args: argparse.Namespace) -> int:
         stages=not args.no_stages,
         excerpts=not args.no_excerpts,
         least_slice=args.least_slice,
-        show_progress_bar=sys.stderr is not None and sys.stderr.isatty(),
+        show_progress_bar=watched,
     )
+    if args.locate and found.drift is not None and found.subject.compute_type in locate_step.COMPUTE_TYPES:
+        from edge_embed.drift import locate
+
+        sample = locate_step.evenly(texts, locate_step.COUNT)
+        located = locate.locate(folder, found.subject.compute_type, sample, show_progress_bar=watched)
+        found = dataclasses.replace(found, located=located)
     measurement.write(found, args.output)
     for line in in_words(found):
         print(line)
@@ -258,4 +267,5 @@ def check_target(target: Path, suffix: str) -> None:
 STEPS = {
     "record": Step("record what a checkpoint gives in PyTorch", add_record_arguments, run_record),
     "measure": Step("measure a candidate against a reference", add_measure_arguments, run_measure),
+    "locate": Step(locate_step.HELP, locate_step.add_locate_arguments, locate_step.run_locate),
 }

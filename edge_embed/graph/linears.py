@@ -8,20 +8,23 @@ quantized with its own range: it is calibrated without them, and later they meet
 does not matter that they are clipped.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed.graph import ops
-from edge_embed.graph.passes import is_constant, move_consumers
+from edge_embed.graph.passes import constant_values, is_constant, move_consumers
 
 if TYPE_CHECKING:
     from openvino import Model, Node, Output
 
 # What is added to a linear's name, for the ops beside it: all have names, as NNCF makes others from them.
 MASK, GATHERED, OUTLIERS, SUM = "/without_outliers", "/gathered", "/outliers", "/with_outliers"
+
+# How NNCF ends the name of the scale that SmoothQuant puts before a linear.
+SMOOTHED = "/nncf_smooth_quant"
 
 
 def linears(model: "Model") -> "list[Node]":
@@ -149,3 +152,47 @@ def leave_activations(model: "Model", names: Collection[str]) -> None:
         if node.get_friendly_name() in names and x.get_type_name() == "FakeQuantize":
             node.input(0).replace_source_output(x.input_value(0))
     model.validate_nodes_and_infer_types()
+
+
+def is_quantized(weight: "Output") -> bool:
+    """Whether a stored weight or table has 8 bits or less, or is rounded to so many."""
+    node = weight.get_node()
+    while node.get_type_name() not in ("Constant", "FakeQuantize"):
+        node = node.input_value(0).get_node()
+    return bool(node.get_type_name() == "FakeQuantize" or node.get_element_type().bitwidth <= 8)
+
+
+def kept_apart(model: "Model") -> dict[str, list[int]]:
+    """The linears that `split_outliers` has split -> their outlier channels."""
+    found = {}
+    for node in linears(model):
+        name = node.get_friendly_name()
+        x = node.input_value(0).get_node()
+        if x.get_type_name() == "Multiply" and x.get_friendly_name().endswith(SMOOTHED):
+            x = x.input_value(0).get_node()
+        if name.endswith(OUTLIERS) and x.get_type_name() == "Gather":
+            found[name.removesuffix(OUTLIERS)] = constant_values(x.input_value(1))
+    return found
+
+
+def in_place_of(node: "Node", original: "Output", apart: Sequence[int]) -> "Output":
+    """The weight of the float32 graph, as a quantized linear would hold it were it not rounded.
+
+    original  the weight, stored as the linear stores its own
+    apart     input channels of which another product takes care: zeros here
+    SmoothQuant multiplies what the linear reads by a scale for each channel, so weights are divided by it.
+    """
+    from openvino import opset13
+
+    transposed = node.get_attributes()["transpose_b"]
+    width = original.get_partial_shape()[1 if transposed else 0].get_length()
+    factor = np.ones(width, np.float32)
+    x = node.input_value(0).get_node()
+    while x.get_type_name() == "FakeQuantize":
+        x = x.input_value(0).get_node()
+    if x.get_type_name() == "Multiply" and x.get_friendly_name().endswith(SMOOTHED):
+        factor /= stored(x.input_value(1)).reshape(-1)
+    factor[list(apart)] = 0
+    shaped = factor[None] if transposed else factor[:, None]
+    held: Output = opset13.multiply(original, opset13.constant(shaped)).output(0)
+    return held
