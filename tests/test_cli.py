@@ -554,6 +554,12 @@ def fresh(texts: Path) -> Path:
     return path
 
 
+def rows_of(texts: Path) -> Path:
+    """The lines of a file as JSONL."""
+    lines = texts.read_text("utf-8").splitlines()
+    return write_rows(texts.with_suffix(".jsonl"), [{"text": line} for line in lines])
+
+
 JSON_RUNS: dict[str, Callable[[Path, Path], list[str | Path]]] = {
     "pull": lambda folder, texts: ["all-MiniLM-L6-v2"],
     "build": lambda folder, texts: [folder],
@@ -564,6 +570,7 @@ JSON_RUNS: dict[str, Callable[[Path, Path], list[str | Path]]] = {
     "gate": lambda folder, texts: [measured(texts)],
     "approve": lambda folder, texts: [measured(texts), "--baseline", fresh(texts), "--reason", "first"],
     "embed": lambda folder, texts: [texts, "-m", folder],
+    "batch": lambda folder, texts: [rows_of(texts), "-m", folder, "--to", texts.with_name("shards")],
     "similarity": lambda folder, texts: ["a", "b", "-m", folder],
     "search": lambda folder, texts: ["a", "--corpus", texts, "-m", folder],
     "info": lambda folder, texts: [folder],

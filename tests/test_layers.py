@@ -24,6 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "child",
             "hardware",
             "journal",
+            "locking",
             "manifest",
             "record",
             "vectors",
@@ -40,7 +41,9 @@ LAYERS: tuple[frozenset[str], ...] = (
             "plan",
             "prepare",
             "profile",
+            "readers",
             "runtime",
+            "shards",
             "store",
             "tokenization",
             "vocabulary",
@@ -68,6 +71,7 @@ LAYERS: tuple[frozenset[str], ...] = (
 # Neighbours in one layer: importer -> imported.
 NEIGHBOURS = frozenset(
     {
+        ("batch", "build"),
         ("batch", "embedder"),
         ("canary", "graph"),
         ("canary", "plan"),
@@ -113,11 +117,12 @@ HOMES = {
     "openvino_genai": frozenset[str](),
     "openvino_tokenizers": frozenset({"tokenizer_ir"}),
     "optimum": frozenset({"via_optimum"}),
+    "ray": frozenset({"integrations"}),
     "tokenizers": frozenset({"reference", "tokenization"}),
     "torch": frozenset({"reference"}),
     "transformers": frozenset({"reference", "tokenizer_ir"}),
 }
-THIRD_PARTY = frozenset(HOMES) | {"numpy", "openvino", "pandas", "pyarrow", "ray", "tqdm"}
+THIRD_PARTY = frozenset(HOMES) | {"numpy", "openvino", "pandas", "pyarrow", "tqdm"}
 
 
 def layer(room: str) -> int:

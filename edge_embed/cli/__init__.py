@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from edge_embed import __version__
 from edge_embed.cli import (
     approve,
+    batch,
     build,
     drift,
     embed,
@@ -43,6 +44,7 @@ COMMANDS = {
     "gate": gate,
     "approve": approve,
     "embed": embed,
+    "batch": batch,
     "similarity": similarity,
     "search": search,
     "info": info,

@@ -282,7 +282,8 @@ def check_apart(reference: Reference, folder: Path) -> None:
     hashes = zip(reference.ids, reference.text_sha256, strict=True)
     known = {sha256[:DIGITS]: i for i, sha256 in hashes}
     for variant, entry in read_record(folder).get(QUANTIZED, {}).items():
-        same = [known[digits] for digits in entry.get(CALIBRATION, {}).get(CALIBRATED, ()) if digits in known]
+        seen = set(entry.get(CALIBRATION, {}).get(CALIBRATED, ()))
+        same = [i for digits, i in known.items() if digits in seen]
         if same:
             raise MismatchError(
                 f"{len(same)} texts of the reference, first {same[0]!r}, are among those that {variant} of "
