@@ -50,7 +50,9 @@ as \fBbridge\fR(1) does \(em without the \(lqdetour\(rq, see
 .BR tide (5)
 and \fI/etc/harbour\-hours\fP, in a single trip.\" says who
 .PP
-A second\ paragraph, with a back\e\&slash.
+A second\ paragraph.
+
+After a blank line, with a back\e\&slash.
 .TP
 .BI \-\-wait= minutes
 How long the boat
@@ -66,7 +68,8 @@ PARAGRAPHS = [
     "ferry - cross the harbour",
     "ferry takes passengers across, as bridge(1) does — without the “detour”, see tide(5) and "
     "/etc/harbour-hours, in a single trip.",
-    "A second paragraph, with a back\\slash.",
+    "A second paragraph.",
+    "After a blank line, with a back\\slash.",
     "--wait=minutes How long the boat stays at the quay.",
     "The end of THE page's text.",
 ]
@@ -94,7 +97,9 @@ Name: the header is not a part of the text that anybody would read
 Knead the dough until it is smooth, and let it rest for an hour.
 
 ```python
-bake(the_dough, in_the_oven_that_is_hot_enough_for_it)
+# Code is not for reading here, even where it reads as text would.
+
+bake(dough)
 ```
 
 | column | 1 | 2 | 3 | 4 | 5 | 6 | 7 | 8 | 9 | 10 | 11 | 12 | 13 |
@@ -224,14 +229,42 @@ def test_a_long_file_becomes_rows_of_whole_paragraphs(machine: Machine) -> None:
     assert all(system_corpus.ENOUGH <= len(text) <= LONGEST for text in found[:-1])
 
 
+def test_a_long_paragraph_is_not_joined_to_the_ones_before_it(machine: Machine) -> None:
+    short, long = "A short one, but a paragraph. " * 8, "A paragraph that takes up a row nearly alone. " * 42
+    (machine.root / "usr/share/doc/long.txt").write_text(f"{short}\n\n{long}\n\n{short}again")
+    found = [row.text for row in rows(machine) if row.id.startswith("doc/long.txt#")]
+    assert found == [short.strip(), long.strip(), f"{short}again"]
+
+
 def test_texts_and_ids_are_distinct_and_of_fitting_length_whatever_repeats(machine: Machine) -> None:
-    twin = machine.packages / "oven/twin.py"
-    twin.write_text(
-        SOURCE + '\n"""How bread is baked in an oven that is hot."""\n' + f"# {'spaced out ' * 300}\n"
-    )
+    bread = "How bread is baked in an oven that is hot."  # also a docstring
+    (machine.packages / "oven/README.md").write_text(bread)
+    for name in ("one", "two"):  # a paragraph that several files have beside one of their own
+        text = (
+            f"Do not lean out of the window of the boat.\n\nThe boat of number {name} leaves from the quay."
+        )
+        (machine.root / f"usr/share/doc/{name}.txt").write_text(text)
+    (machine.packages / "oven/long.py").write_text(f"# {'spaced out ' * 300}\n")
     found = list(rows(machine))
     assert len({row.text for row in found}) == len({row.id for row in found}) == len(found)
     assert all(SHORTEST <= len(row.text) <= LONGEST for row in found)
+    assert len([row for row in found if "lean out" in row.text]) == 1
+    assert len([row for row in found if "leaves from the quay" in row.text]) == 2
+    assert len([row for row in found if row.text == bread]) == 1
+
+
+def test_links_are_not_followed_and_packages_are_not_read_as_parts_of_the_library(
+    machine: Machine, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").write_text("A text that lies elsewhere, to which only a link leads.")
+    (machine.root / "usr/share/doc/link.txt").symlink_to(tmp_path / "elsewhere")
+    for i in range(9):
+        (machine.packages / f"oven/more{i}.py").write_text(
+            f'"""Loaf number {i}, of which every oven has nine."""'
+        )
+    ids = {row.id for row in rows(machine)}
+    assert not [name for name in ids if "link.txt" in name or "docstring/site-packages" in name]
+    assert "docstring/oven/recipe.py#1" in ids
 
 
 def test_every_call_gives_the_same_rows_and_the_first_ones_have_every_source(machine: Machine) -> None:
