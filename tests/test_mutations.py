@@ -84,7 +84,7 @@ Vectors = NDArray[np.float32]
 Failed = set[tuple[str, str | None]]  # ids of checks, and their slices
 Rounding = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
-pytestmark = pytest.mark.minilm
+pytestmark = [pytest.mark.minilm, pytest.mark.large]
 quantized_activations = pytest.mark.skipif(
     not machine().has_int8_dot, reason="activations stay float32 on a CPU without INT8 dot products"
 )
