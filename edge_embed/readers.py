@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 from edge_embed.errors import InputError
+from edge_embed.shards import import_pyarrow
 
 __all__ = ["FORMATS", "Bad", "Columns", "Row", "Source", "check", "find", "read"]
 
@@ -735,15 +736,6 @@ def excerpt(content: bytes | str | Mapping[str, Any], longest: int = LONGEST_EXC
     text = content[: 4 * (longest + 1)].decode("utf-8", "backslashreplace").rstrip("\r\n")[: longest + 1]
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= longest else text[: longest - 1] + "…"
-
-
-def import_pyarrow(what: str) -> Any:
-    """pyarrow, which is an extra."""
-    try:
-        import pyarrow
-    except ImportError:
-        raise InputError(f"{what} needs pyarrow: pip install 'edge-embed[batch]'") from None
-    return pyarrow
 
 
 RECORDS: Mapping[Kind, Callable[[Source, Cursor], Iterator[Record]]] = {

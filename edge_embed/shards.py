@@ -230,12 +230,12 @@ def write_npy(file: BinaryIO, vectors: NDArray[Any]) -> None:
     file.write(rows.data)
 
 
-def import_pyarrow() -> Any:
-    """pyarrow, which is an extra."""
+def import_pyarrow(what: str = "Parquet") -> Any:
+    """pyarrow, which is an extra; `what` needs it."""
     try:
         import pyarrow
     except ImportError:
-        raise InputError("Parquet needs pyarrow: pip install 'edge-embed[batch]'") from None
+        raise InputError(f"{what} needs pyarrow: pip install 'edge-embed[batch]'") from None
     return pyarrow
 
 

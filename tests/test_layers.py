@@ -85,6 +85,7 @@ NEIGHBOURS = frozenset(
         ("prepare", "plan"),
         ("prepare", "runtime"),
         ("quantize", "drift"),
+        ("readers", "shards"),
         ("record", "atomic"),
         ("resources", "errors"),
         ("runtime", "ir"),

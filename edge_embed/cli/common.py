@@ -187,7 +187,9 @@ def check_output(target: Path, source: str) -> None:
         raise InputError(f"{target} ends in {target.suffix!r}; known: {', '.join(OUTPUT_SUFFIXES)}")
     check_target(target, source)
     if target.suffix == ".parquet":
-        import_pyarrow()
+        from edge_embed import shards
+
+        shards.import_pyarrow()
 
 
 def check_target(target: Path, source: str = "") -> None:
@@ -210,9 +212,11 @@ def check_target(target: Path, source: str = "") -> None:
 
 def write_vectors(target: Path, ids: Sequence[Any], rows: "Vectors") -> None:
     """Write (N, D) vectors as the suffix says: .npy, .jsonl or .parquet (columns id and embedding)."""
+    from edge_embed import shards
+
     with atomic.writing(target) as file:
         if target.suffix == ".npy":
-            write_npy(file, rows)
+            shards.write_npy(file, rows)
         elif target.suffix == ".parquet":
             write_parquet(file, ids, rows)
         else:
@@ -220,32 +224,17 @@ def write_vectors(target: Path, ids: Sequence[Any], rows: "Vectors") -> None:
                 file.write(line.encode() + b"\n")
 
 
-def write_npy(file: BinaryIO, rows: "Vectors") -> None:
-    """As numpy.save, which on a full disk would tell how many bytes were written but not why."""
-    import numpy as np
-
-    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(rows))
-    file.write(np.ascontiguousarray(rows).data)
-
-
 def write_parquet(file: BinaryIO, ids: Sequence[Any], rows: "Vectors") -> None:
     """Columns `id` and `embedding`, a list of fixed size."""
-    pyarrow = import_pyarrow()
+    from edge_embed import shards
+
+    pyarrow = shards.import_pyarrow()
     from pyarrow import parquet
 
     kind = pyarrow.string() if ids and isinstance(ids[0], str) else pyarrow.int64()
     embedding = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(rows.reshape(-1)), rows.shape[1])
     table = pyarrow.table({"id": pyarrow.array(ids, kind), "embedding": embedding})
     parquet.write_table(table, file)
-
-
-def import_pyarrow() -> Any:
-    """pyarrow, which is an extra."""
-    try:
-        import pyarrow
-    except ImportError:
-        raise InputError("Parquet needs pyarrow: pip install 'edge-embed[batch]'") from None
-    return pyarrow
 
 
 def jsonl_rows(ids: Sequence[Any], rows: "Vectors") -> Iterator[str]:
