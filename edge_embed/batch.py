@@ -44,7 +44,7 @@ from numpy.typing import NDArray
 from edge_embed import __version__, atomic, journal, locking, readers, shards, vectors
 from edge_embed.build import side_files
 from edge_embed.embedder import Embedder, Options, in_precision
-from edge_embed.errors import InputError, IntegrityError, MismatchError, NumericsError, OutputError
+from edge_embed.errors import InputError, IntegrityError, MismatchError, OutputError
 from edge_embed.readers import Bad, Columns, Row, Source
 from edge_embed.record import hash_file
 from edge_embed.runtime import check_finite
@@ -191,10 +191,7 @@ class Worker(Embedder):
         with closing(self._pooled(tokens, None)) as batches:
             for places, pooled in batches:
                 if (bad := check_finite(pooled)) is not None:
-                    raise NumericsError(
-                        f"{label(int(places[bad]))} gave a vector that is NaN, Inf or zero; the weights of "
-                        f"{self.plan.file} are damaged or overflow in {self.plan.compute_type}"
-                    )
+                    raise self._broken(label(int(places[bad])))
                 rows[places] = self._finish(pooled, options, places)
                 advance(int(tokens.lengths[places].sum()))
         return in_precision(rows, options.precision, self.ranges(options))

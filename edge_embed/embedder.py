@@ -141,9 +141,12 @@ class Embedder:
         """Width of the vectors that `encode` returns by default."""
         return self._truncate_dim or self.manifest.dim
 
-    def effective(self, name: str) -> str:
-        """A property of the plan as OpenVINO reports it after compiling."""
-        return self._runtime.effective(name)
+    def effective(self, name: str) -> str | None:
+        """A property of the plan as OpenVINO reports it after compiling; None where it does not tell."""
+        try:
+            return self._runtime.effective(name)
+        except RuntimeError:
+            return None
 
     def encode(
         self,
@@ -320,12 +323,16 @@ class Embedder:
     ) -> NDArray[np.float32]:
         """(B, D) rows of the texts with these numbers, checked, cut and normalised: (B, k)."""
         if (bad := check_finite(pooled)) is not None:
-            raise NumericsError(
-                f"text {numbers[bad]} gave a vector that is NaN, Inf or zero; the weights of "
-                f"{self.plan.file} are damaged or overflow in {self.plan.compute_type}"
-            )
+            raise self._broken(f"text {numbers[bad]}")
         pooled = pooled[:, : options.dim]
         return vectors.l2_normalize(pooled) if options.normalize else pooled
+
+    def _broken(self, text: str) -> NumericsError:
+        """What to raise for a vector that is NaN, Inf or zero."""
+        return NumericsError(
+            f"{text} gave a vector that is NaN, Inf or zero; the weights of {self.plan.file} are damaged or "
+            f"overflow in {self.plan.compute_type}"
+        )
 
     def _output_ranges(self, options: "Options", show_progress_bar: bool | None) -> vectors.Ranges | None:
         """Ranges for int8 output: measured once per width on the calibration texts, kept in the folder.

@@ -29,6 +29,7 @@ from edge_embed.calibration import Text
 from edge_embed.drift import locate
 from edge_embed.drift.measure import LEAST_TEXTS
 from edge_embed.drift.metrics import Interval, overlap, sqnr_interval
+from edge_embed.drift.record import prompt_of
 from edge_embed.embedder import Embedder
 from edge_embed.errors import InputError
 from edge_embed.graph import linears, ops
@@ -199,7 +200,7 @@ class Trials:
         """Linears by the noise that quantizing their activations adds alone, the most first."""
         manifest = read_manifest(self._folder)
         tokenizer = Tokenizer(self._folder, max_tokens=manifest.max_tokens, lower_case=manifest.lower_case)
-        ids = tokenizer.encode(self._texts[:RANKED_ON], locate.prompt_of(manifest)).ids
+        ids = tokenizer.encode(self._texts[:RANKED_ON], prompt_of(manifest)).ids
         return locate.rank_activations(model, manifest, ids)
 
     def _load(self, name: str, model: "Model") -> Embedder:

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,26 @@ EXPORTED = ROOT / "tests/fixtures/modernbert_optimum"
 
 # Pulled models survive between runs here, so that only the first one needs a network.
 TEST_HOME = Path(os.environ.get("EDGE_EMBED_TEST_HOME", ROOT / ".test-home"))
+
+# Takes the place of the module that runs in the child: `way` says which stage it is asked for.
+STAND_IN = """
+import json, os, resource, signal, sys
+from pathlib import Path
+
+from edge_embed import child
+from edge_embed.drift import candidate
+
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # or a file of its memory may be left here
+way = json.loads(Path(sys.argv[1]).read_bytes())["way"]
+
+
+def work():
+    {work}
+    return candidate.work(Path(sys.argv[1]), Path(sys.argv[2]))
+
+
+child.answer(work)
+"""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -86,3 +106,18 @@ def minilm() -> Path:
     if not (folder / "openvino/openvino_model.xml").exists():
         build(folder)
     return folder
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Call it with what the child does before its work, or instead of it."""
+    from edge_embed.drift import candidate
+
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    monkeypatch.setattr(candidate, "MODULE", "stand_in")
+    (tmp_path / "modules").mkdir()
+
+    def arrange(work: str) -> None:
+        (tmp_path / "modules/stand_in.py").write_text(STAND_IN.format(work=work))
+
+    return arrange

@@ -1,6 +1,7 @@
 """A measurement made of arrays, for tests of what is done with one: gate, baseline and reports."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,4 +144,20 @@ def measurement(
                 Source("embeddings.word_embeddings", None, "table", 0.0001, 0.06),
             ),
         ),
+    )
+
+
+def crashed(found: Measurement) -> Measurement:
+    """The same of a candidate whose process was ended."""
+    return replace(
+        found,
+        crash="ended by SIGSEGV",
+        drift=None,
+        variants=(),
+        slices={},
+        per_text=None,
+        invariants=(),
+        ledger=(),
+        worst=(),
+        located=None,
     )

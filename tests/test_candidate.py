@@ -32,40 +32,7 @@ on_vnni = pytest.mark.skipif(
 )
 posix = pytest.mark.skipif(sys.platform == "win32", reason="processes are not ended by signals there")
 
-# Takes the place of the module that runs in the child: `way` says which stage it is asked for.
-STAND_IN = """
-import json, os, resource, signal, sys
-from pathlib import Path
-
-from edge_embed import child
-from edge_embed.drift import candidate
-
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # or a file of its memory may be left here
-way = json.loads(Path(sys.argv[1]).read_bytes())["way"]
-
-
-def work():
-    {work}
-    return candidate.work(Path(sys.argv[1]), Path(sys.argv[2]))
-
-
-child.answer(work)
-"""
-
 Arrange = Callable[[str], None]
-
-
-@pytest.fixture
-def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Arrange:
-    """Call it with what the child does before its work, or instead of it."""
-    monkeypatch.syspath_prepend(tmp_path / "modules")
-    monkeypatch.setattr(candidate, "MODULE", "stand_in")
-    (tmp_path / "modules").mkdir()
-
-    def arrange(work: str) -> None:
-        (tmp_path / "modules/stand_in.py").write_text(STAND_IN.format(work=work))
-
-    return arrange
 
 
 @pytest.fixture

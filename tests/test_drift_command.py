@@ -28,7 +28,7 @@ from edge_embed.plan import COMPUTE_TYPES
 from edge_embed.quantize import Recipe
 from edge_embed.record import hash_file, read_record
 from tests.checkpoints import change_weights
-from tests.test_candidate import STAND_IN, Arrange, posix, put_nan
+from tests.test_candidate import Arrange, posix, put_nan
 
 pytestmark = pytest.mark.reference
 
@@ -123,19 +123,6 @@ def case(stored: Case, tmp_path: Path) -> Case:
 def own(case: Case, tmp_path: Path) -> Case:
     """The same with a model that a test may damage."""
     return dataclasses.replace(case, model=Path(shutil.copytree(case.model, tmp_path / "model")))
-
-
-@pytest.fixture
-def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Arrange:
-    """Call it with what a child does before its work, or instead of it."""
-    monkeypatch.syspath_prepend(tmp_path / "modules")
-    monkeypatch.setattr(candidate, "MODULE", "stand_in")
-    (tmp_path / "modules").mkdir()
-
-    def arrange(work: str) -> None:
-        (tmp_path / "modules/stand_in.py").write_text(STAND_IN.format(work=work))
-
-    return arrange
 
 
 def strict_json(path: Path) -> Any:

@@ -406,17 +406,7 @@ def test_one_failure_outweighs_what_is_inconclusive_and_that_what_passes(clean: 
 
 
 def test_a_crash_fails_by_what_ended_it(clean: Measurement) -> None:
-    crashed = replace(
-        clean,
-        crash="ended by SIGSEGV",
-        drift=None,
-        variants=(),
-        slices={},
-        per_text=None,
-        invariants=(),
-        ledger=(),
-        worst=(),
-    )
+    crashed = measurements.crashed(clean)
     verdict = judged(crashed, approve(clean))
     (check,) = verdict.checks
     assert (verdict.verdict, check.id, check.kind, check.what) == (

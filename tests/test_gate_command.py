@@ -13,6 +13,7 @@ from edge_embed.drift import baseline, measurement
 from edge_embed.drift.gate import DEFAULTS, Floors
 from edge_embed.drift.measurement import Invariant, Measurement, Stage
 from edge_embed.drift.metrics import Interval
+from tests.measurements import crashed as crashed_of
 from tests.measurements import measurement as measured
 from tests.measurements import noisy, reference
 
@@ -48,18 +49,7 @@ def unsettled(good: Measurement) -> Measurement:
 
 @pytest.fixture(scope="module")
 def crashed(good: Measurement) -> Measurement:
-    return replace(
-        good,
-        crash="ended by SIGSEGV",
-        drift=None,
-        variants=(),
-        slices={},
-        per_text=None,
-        invariants=(),
-        ledger=(),
-        worst=(),
-        located=None,
-    )
+    return crashed_of(good)
 
 
 @pytest.fixture(autouse=True)

@@ -71,7 +71,7 @@ def describe(embedder: "Embedder") -> dict[str, Any]:
             "self_check": store.self_check(read_record(plan.folder)),
         },
         "machine": machine().to_dict(),
-        "plan": plan.to_dict() | {"effective": {name: effective(embedder, name) for name in plan.properties}},
+        "plan": plan.to_dict() | {"effective": {name: embedder.effective(name) for name in plan.properties}},
         "profile": {"told": told} | (found.to_dict() if found else {}),
         "versions": {"edge_embed": __version__, "openvino": openvino.get_version()},
     }
@@ -82,14 +82,6 @@ def as_lines(kept: dict[str, Any], folder: str) -> list[str]:
     if "compute_types" not in kept:
         return [f"{kept['told']}; run: edge-embed tune {folder}"]
     return [kept["told"], *table(kept["compute_types"])]
-
-
-def effective(embedder: "Embedder", name: str) -> str | None:
-    """A property after compiling; None where the device does not tell, as AUTO."""
-    try:
-        return embedder.effective(name)
-    except RuntimeError:
-        return None
 
 
 def as_text(value: Any) -> str:

@@ -71,12 +71,7 @@ class Candidate(Embedder):
     ) -> NDArray[np.float32]:
         """(N, D) as the model gives them, each text by its role."""
         dim = truncate_dim or self.manifest.dim
-        rows = np.empty((len(texts), dim), np.float32)
-        for encode, role in ((self.encode_query, True), (self.encode_document, False)):
-            places = [i for i, query in enumerate(is_query) if query == role]
-            if places:
-                rows[places] = encode([texts[i] for i in places], truncate_dim=dim, show_progress_bar=False)
-        return rows
+        return embed_by_role(self, texts, is_query, truncate_dim=dim, show_progress_bar=False)
 
     def embed_padded(self, texts: Sequence[str], is_query: Sequence[bool]) -> NDArray[np.float32]:
         """(N, D) of each text alone, with one step of the ladder more padding than it needs."""
@@ -87,6 +82,18 @@ class Candidate(Embedder):
             longer = self._rungs[self._rungs >= len(ids)][:2]
             rows.append(self._runtime.run(*batching.pad([ids], int(longer[-1]), self.manifest.pad_id))[0])
         return np.stack(rows)
+
+
+def embed_by_role(
+    embedder: Embedder, texts: Sequence[str], is_query: Sequence[bool], **options: Any
+) -> NDArray[np.float32]:
+    """(N, D) float32 rows of queries and documents, each by its method; `options` are of `encode`."""
+    rows = np.empty((len(texts), options.get("truncate_dim") or embedder.dim), np.float32)
+    for encode, role in ((embedder.encode_query, True), (embedder.encode_document, False)):
+        places = [i for i, query in enumerate(is_query) if query == role]
+        if places:
+            rows[places] = encode([texts[i] for i in places], **options)
+    return rows
 
 
 def run(
@@ -134,7 +141,7 @@ def work(request: Path, out: Path) -> dict[str, Any]:
     candidate = Candidate(Path(values["folder"]), way)
     facts: dict[str, Any] = {
         "plan": candidate.plan.to_dict(),
-        "effective": {name: effective(candidate, name) for name in candidate.plan.properties},
+        "effective": {name: candidate.effective(name) for name in candidate.plan.properties},
         "load_seconds": round(time.perf_counter() - began, 3),
         "broken": "",
     }
@@ -164,14 +171,6 @@ def again(
         "padded": candidate.embed_padded(texts, is_query),
     }
     return found | {f"cut-{width}": candidate.embed(texts, is_query, width) for width in widths}
-
-
-def effective(candidate: Candidate, name: str) -> str | None:
-    """A property after compiling; None for one that can be set but not read back."""
-    try:
-        return candidate.effective(name)
-    except RuntimeError:
-        return None
 
 
 def peak_bytes() -> int | None:

@@ -117,19 +117,10 @@ def measure_against(
         steps = [replace(step, previous=ledger.REFERENCE) for step in steps if step.name == own]
     probes = probe_rows(tokens)
     found = run_all(folder, steps, own, reference, texts, probes, widths(folder, manifest), show_progress_bar)
-    groups = {} if found.crash else slices.by_text(texts, reference.roles, tokens)
-    x = vectors.l2_normalize(reference.vectors)
-    units = {
-        name: vectors.l2_normalize(run.vectors)
-        for name, run in found.runs.items()
-        if run.vectors is not None and run.vectors.shape == x.shape
-    }
-    y = units.get(own)
-    noise = None if y is None else metrics.noise_power(x, y, centred=True)
-    return Measurement(
+    measured = Measurement(
         schema=SCHEMA,
         measured_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ"),
-        seconds=round(time.perf_counter() - began, 1),
+        seconds=0.0,
         subject=subject(folder, plan, manifest, reference, found.runs.get(own)),
         environment=environment(plan),
         against=Against(
@@ -141,26 +132,45 @@ def measure_against(
             reference.settings,
         ),
         crash=found.crash,
-        drift=None
-        if y is None
-        else metrics.summarize(x, y, groups, least_slice=least_slice, relevance=measure.relevance(texts)),
-        variants=() if y is None else variants(x, y, trained_widths(folder, manifest)),
-        slices={name: tuple(rows.tolist()) for name, rows in groups.items()},
-        per_text=None if y is None or noise is None else per_text(x, y, noise, reference),
-        invariants=()
-        if found.crash
-        else invariants(
-            found.runs[own],
-            probes,
-            x,
-            y,
-            compute_type=way.compute_type,
-            normalized=bool(reference.settings.get("normalize", True)),
-        ),
-        ledger=() if found.crash else ledger.entries(steps, x, units, found.trouble),
-        worst=() if y is None or noise is None else worst(x, y, noise, texts, groups, excerpts),
+        drift=None,
+        variants=(),
+        slices={},
+        per_text=None,
+        invariants=(),
+        ledger=(),
+        worst=(),
         located=None,
     )
+    if not found.crash:
+        groups = slices.by_text(texts, reference.roles, tokens)
+        x = vectors.l2_normalize(reference.vectors)
+        units = {
+            name: vectors.l2_normalize(run.vectors)
+            for name, run in found.runs.items()
+            if run.vectors is not None and run.vectors.shape == x.shape
+        }
+        y = units.get(own)
+        normalized = bool(reference.settings.get("normalize", True))
+        measured = replace(
+            measured,
+            slices={name: tuple(rows.tolist()) for name, rows in groups.items()},
+            invariants=invariants(
+                found.runs[own], probes, x, y, compute_type=way.compute_type, normalized=normalized
+            ),
+            ledger=ledger.entries(steps, x, units, found.trouble),
+        )
+        if y is not None:
+            noise = metrics.noise_power(x, y, centred=True)
+            measured = replace(
+                measured,
+                drift=metrics.summarize(
+                    x, y, groups, least_slice=least_slice, relevance=measure.relevance(texts)
+                ),
+                variants=variants(x, y, trained_widths(folder, manifest)),
+                per_text=per_text(x, y, noise, reference),
+                worst=worst(x, y, noise, texts, groups, excerpts),
+            )
+    return replace(measured, seconds=round(time.perf_counter() - began, 1))
 
 
 # ---- what runs

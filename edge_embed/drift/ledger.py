@@ -8,7 +8,7 @@ run a model, and arrays; runs nothing.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edge_embed.drift.candidate import Way
 from edge_embed.drift.measurement import Stage
@@ -49,8 +49,8 @@ def steps(way: Way, on: Machine, *, has_float32: bool) -> list[Step]:
     base = REFERENCE
     if has_float32 or kind == FLOAT32:
         base = FLOAT32
-        float32 = Way(FLOAT32, way.device, way.threads)
-        unpinned = Way(FLOAT32, way.device, way.threads, unpinned=True)
+        float32 = replace(way, compute_type=FLOAT32)
+        unpinned = replace(float32, unpinned=True)
         found += [
             Step(FLOAT32, "the float32 IR, with its precision pinned", REFERENCE, float32),
             Step("default", "the same as OpenVINO runs it by default", FLOAT32, unpinned),
@@ -59,25 +59,25 @@ def steps(way: Way, on: Machine, *, has_float32: bool) -> list[Step]:
         return found
     before = base
     if kind == "int8":
-        simulated = Way(kind, way.device, way.threads, SIMULATED, weight_only=False)
+        simulated = replace(way, properties=SIMULATED, weight_only=False)
         found.append(Step("simulated", "static INT8, computed in float32", base, simulated))
         before = "simulated"
     elif kind == "int8_dynamic":
-        simulated = Way("int8_weights", way.device, way.threads)
+        simulated = replace(way, compute_type="int8_weights")
         found.append(Step("simulated", "INT8 weights, computed in float32", base, simulated))
         before = "simulated"
     found.append(Step(EXECUTED, f"{kind}, as this package runs it here", before, way))
     if kind == "bfloat16" or way.device != "CPU":
         return found
-    unpinned = Way(kind, way.device, way.threads, unpinned=True)
+    unpinned = replace(way, unpinned=True)
     found.append(Step("executed_default", "the same as OpenVINO runs it by default", EXECUTED, unpinned))
     if on.has_int8_dot and on.architecture == "x86_64":  # only then is there something to take away
-        emulated = Way(kind, way.device, way.threads, isa=PLAIN_CPU)
+        emulated = replace(way, isa=PLAIN_CPU)
         found.append(
             Step("emulated", "as this package runs it on a CPU without VNNI, emulated", EXECUTED, emulated)
         )
         if kind == "int8":
-            saturated = Way(kind, way.device, way.threads, weight_only=False, isa=PLAIN_CPU)
+            saturated = replace(emulated, weight_only=False)
             found.append(
                 Step("saturated", "INT8 kernels on such a CPU, whose sums saturate", EXECUTED, saturated)
             )

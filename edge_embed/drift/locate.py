@@ -25,8 +25,7 @@ from edge_embed.calibration import Text
 from edge_embed.canary import SIMULATED
 from edge_embed.drift.measurement import Located, Source
 from edge_embed.drift.metrics import LEAST_NOISE, noise_power
-from edge_embed.drift.record import role_of
-from edge_embed.embedder import DOCUMENT_PROMPTS
+from edge_embed.drift.record import token_rows
 from edge_embed.errors import InputError, ModelError, ModelNotFoundError
 from edge_embed.graph import head, linears, passes
 from edge_embed.hardware import machine
@@ -345,14 +344,7 @@ def tokenized(folder: Path, manifest: Manifest, texts: Sequence[Text]) -> list[N
     """Token rows (T_i,) of texts, each with the prompt of its role."""
     tokenizer = Tokenizer(folder, max_tokens=manifest.max_tokens, lower_case=manifest.lower_case)
     tokenizer.check_fits(manifest.vocabulary)
-    prompts = {"query": prompt_of(manifest, ("query",)), "document": prompt_of(manifest, DOCUMENT_PROMPTS)}
-    return [tokenizer.encode([text.text], prompts[role_of(text)]).ids[0] for text in texts]
-
-
-def prompt_of(manifest: Manifest, names: Sequence[str] = ()) -> str:
-    """The first prompt of these names that the model has, else its default one, as Embedder takes it."""
-    name = next((name for name in names if name in manifest.prompts), manifest.default_prompt_name)
-    return "" if name is None else manifest.prompts[name]
+    return token_rows(manifest, texts, tokenizer)
 
 
 def to_batches(ids: Sequence[NDArray[np.int64]], manifest: Manifest) -> list[Feed]:

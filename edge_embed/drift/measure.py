@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edge_embed import __version__, calibration, cards
 from edge_embed.calibration import Text
 from edge_embed.drift import gate
+from edge_embed.drift.candidate import embed_by_role
 from edge_embed.drift.gate import Check
 from edge_embed.drift.metrics import Drift, Relevance, by_label, check_collapsed, summarize
 from edge_embed.drift.slices import CODE, language
@@ -81,13 +82,13 @@ def embed(
 ) -> NDArray[np.float32]:
     """(N, D) unit rows, each text by its role; the model is released before this returns."""
     embedder = Embedder(folder, compute_type=compute_type, **embedder_options)
-    rows = np.empty((len(texts), embedder.dim), np.float32)
-    for encode, is_query in ((embedder.encode_query, True), (embedder.encode_document, False)):
-        places = [i for i, text in enumerate(texts) if (text.kind == "query") == is_query]
-        rows[places] = encode(
-            [texts[i].text for i in places], normalize_embeddings=True, show_progress_bar=show_progress_bar
-        )
-    return rows
+    return embed_by_role(
+        embedder,
+        [text.text for text in texts],
+        [text.kind == "query" for text in texts],
+        normalize_embeddings=True,
+        show_progress_bar=show_progress_bar,
+    )
 
 
 def relevance(texts: Sequence[Text]) -> Relevance | None:

@@ -175,16 +175,24 @@ def hash_tokens(ids: NDArray[np.int64]) -> str:
 
 
 def token_hashes(manifest: Manifest, texts: Sequence[Text], tokenizer: Tokenizer) -> list[str]:
-    """`hash_tokens` of what our tokenizer makes of each text with the prompt that Embedder gives its role."""
-    hashes = [""] * len(texts)
+    """`hash_tokens` of the `token_rows` of texts."""
+    return [hash_tokens(ids) for ids in token_rows(manifest, texts, tokenizer)]
+
+
+def token_rows(manifest: Manifest, texts: Sequence[Text], tokenizer: Tokenizer) -> list[NDArray[np.int64]]:
+    """What our tokenizer makes of each text (T_i,) with the prompt that Embedder gives its role."""
+    rows: dict[int, NDArray[np.int64]] = {}
     for role, names in {"query": ("query",), "document": DOCUMENT_PROMPTS}.items():
-        name = next((n for n in names if n in manifest.prompts), manifest.default_prompt_name)
-        prompt = "" if name is None else manifest.prompts[name]
         places = [i for i, text in enumerate(texts) if role_of(text) == role]
-        found = tokenizer.encode([texts[i].text for i in places], prompt).ids
-        for i, ids in zip(places, found, strict=True):
-            hashes[i] = hash_tokens(ids)
-    return hashes
+        found = tokenizer.encode([texts[i].text for i in places], prompt_of(manifest, names)).ids
+        rows |= dict(zip(places, found, strict=True))
+    return [rows[i] for i in range(len(texts))]
+
+
+def prompt_of(manifest: Manifest, names: Sequence[str] = ()) -> str:
+    """The first prompt of these names that the model has, else its default one, as Embedder takes it."""
+    name = next((name for name in names if name in manifest.prompts), manifest.default_prompt_name)
+    return "" if name is None else manifest.prompts[name]
 
 
 def weights_sha256(folder: Path) -> str | None:
