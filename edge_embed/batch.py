@@ -45,6 +45,7 @@ from edge_embed import __version__, atomic, journal, locking, readers, shards, v
 from edge_embed.build import side_files
 from edge_embed.embedder import Embedder, Options, in_precision
 from edge_embed.errors import InputError, IntegrityError, MismatchError, OutputError
+from edge_embed.plan import Plan, for_many
 from edge_embed.readers import Bad, Columns, Row, Source
 from edge_embed.record import hash_file
 from edge_embed.runtime import check_finite
@@ -160,6 +161,10 @@ class Stretch:
 
 class Worker(Embedder):
     """An Embedder that takes texts apart from their tokens, so that one thread can run ahead of the other."""
+
+    def _planned(self, **wishes: Any) -> Plan:
+        """With the streams of many batches from the start: a job has few calls of few batches."""
+        return for_many(super()._planned(**wishes))
 
     def options(self, job: Job) -> Options:
         """The options of a job, checked."""

@@ -29,7 +29,7 @@ from edge_embed import (
 from edge_embed.errors import InputError, ModelError, NumericsError
 from edge_embed.hardware import machine
 from edge_embed.manifest import Manifest, read_manifest
-from edge_embed.plan import Plan, make_plan, verdict_on_record
+from edge_embed.plan import Plan, make_plan, rungs, verdict_on_record
 from edge_embed.profile import Profile
 from edge_embed.record import check_json_files, read_record
 from edge_embed.runtime import Runtime, check_device, check_finite
@@ -90,7 +90,7 @@ class Embedder:
         truncate_dim  keep the first so many dimensions (Matryoshka), re-normalised
         max_tokens    a limit below the model's own
         threads       inference threads; None: one per physical core that affinity and CPU quota allow
-        streams       inferences that run at once, sharing the threads; None: by compute type
+        streams       inferences at once, sharing the threads; None: one, and more in calls of many texts
         cache_dir     folder of compiled blobs; None: the user's cache folder, where it pays; False: no cache
         Errors: ModelNotFoundError, ModelError, InputError, DeviceError; each one line that says what to do.
         """
@@ -130,9 +130,8 @@ class Embedder:
             self._runtime = start(self.plan, facts)
             self._tokenizer = tokenizer.result()
         self._tokenizer.check_fits(self.manifest.vocabulary)
-        lengths = self.plan.static_lengths
-        self._rungs = np.array(lengths, np.int64) if lengths else batching.ladder(self.max_tokens)
-        self._most_rows = 1 if lengths else batching.ROWS[-1]
+        self._rungs = rungs(self.plan, self.max_tokens)
+        self._most_rows = 1 if self.plan.static_lengths else batching.ROWS[-1]
         self._ranges: dict[int, vectors.Ranges] = {}
         self._ranges_lock = threading.Lock()
 
@@ -313,10 +312,11 @@ class Embedder:
             max_rows=min(batch_size or self._most_rows, self._most_rows),
         )
         pad_id = self.manifest.pad_id
-        yield from self._runtime.run_many(
+        padded = (
             (batch.rows, *batching.pad([tokens.ids[i] for i in batch.rows], batch.tokens, pad_id))
             for batch in batches
         )
+        yield from self._runtime.run_many(padded, count=len(batches))
 
     def _finish(
         self, pooled: NDArray[np.float32], options: "Options", numbers: NDArray[np.int64]

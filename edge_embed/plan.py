@@ -12,6 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_embed import batching
 from edge_embed.errors import InputError, ModelNotFoundError
 from edge_embed.hardware import INT8_DOT, Machine
 from edge_embed.ir import VARIANTS, Files
@@ -43,6 +47,15 @@ BY_ACCURACY = ("float32", "bfloat16", "int8_weights", "int8_dynamic", "int8")
 DRIFT = "drift"  # of edge_embed.json: how far from float32 each compute type is, and whether that will do
 TUNED = "tuned here"  # the reason for what a profile says
 
+# A call of so many batches is worth a form with several streams, which is a second compilation.
+MANY_BATCHES = 16
+
+# Compute types that are not chosen for their small memory: a second form holds the packed weights again.
+WITH_MANY = ("float32", "bfloat16", "int8")
+
+# Compute types whose kernels serve all shapes, so that a finer ladder costs nothing: 5 and 3 % faster.
+FINE = ("float32", "bfloat16")
+
 # Padded tokens per batch. Larger leaves the caches, smaller reads the weights too often; flat 256 to 1,024.
 TOKEN_BUDGET = 512
 
@@ -58,6 +71,9 @@ class Plan:
     properties: Mapping[str, str]  # passed to compile_model
     threads: int
     streams: int
+    many_streams: (
+        int  # of calls with MANY_BATCHES or more; where it differs from `streams`, a form of its own
+    )
     token_budget: int
     cache: Path | None  # folder of compiled blobs
     static_lengths: tuple[int, ...]  # T of the only shapes that the device takes, (1, T); empty: any shape
@@ -75,6 +91,7 @@ class Plan:
             "device": self.device,
             "threads": self.threads,
             "streams": self.streams,
+            "many_streams": self.many_streams,
             "token_budget": self.token_budget,
             "properties": dict(self.properties),
             "cache": None if self.cache is None else str(self.cache),
@@ -146,12 +163,16 @@ def make_plan(
     elif tuned is not None and tuned.streams is not None and asked in (None, tuned.threads):
         streams, reasons["streams"] = tuned.streams, TUNED
     else:
-        streams = 1
-        reasons["streams"] = (
-            "one stream has all threads and answers soonest; on many texts a second one gains about a quarter"
-            if chosen == "int8"
-            else "one stream has all threads; more were measured to gain nothing"
+        streams, reasons["streams"] = 1, "one stream has all threads, and answers soonest"
+    if reasons["streams"] in ("as asked", TUNED):
+        many_streams, reasons["many_streams"] = streams, reasons["streams"]
+    elif on_cpu and chosen in WITH_MANY:
+        many_streams = streams_for_many(threads)
+        reasons["many_streams"] = (
+            f"from {MANY_BATCHES} batches on: threads of different streams never wait for each other"
         )
+    else:
+        many_streams, reasons["many_streams"] = streams, "a second form would hold the packed weights again"
 
     kind = device_kind(device)
     if (
@@ -213,6 +234,7 @@ def make_plan(
         properties=properties,
         threads=threads,
         streams=streams,
+        many_streams=many_streams,
         token_budget=budget,
         cache=cache,
         static_lengths=lengths,
@@ -221,6 +243,28 @@ def make_plan(
         windowed_from=windowed_from,
         reasons=reasons,
     )
+
+
+def rungs(plan: Plan, max_tokens: int) -> NDArray[np.int64]:
+    """The token counts that batches are padded to: the only ones a device takes, or a ladder."""
+    if plan.static_lengths:
+        return np.array(plan.static_lengths, np.int64)
+    return batching.ladder(max_tokens, fine=plan.compute_type in FINE)
+
+
+def streams_for_many(threads: int) -> int:
+    """Inferences at once when throughput counts: of one or two threads each, as `tune` tries them first.
+
+    >>> [streams_for_many(threads) for threads in (1, 2, 4, 8, 16, 64)]
+    [1, 2, 2, 4, 8, 8]
+    """
+    return 1 if threads < 2 else 2 if threads < 8 else 4 if threads < 16 else 8
+
+
+def for_many(plan: Plan) -> Plan:
+    """The same plan with the streams of long calls from the start."""
+    properties = dict(plan.properties) | {"NUM_STREAMS": str(plan.many_streams)}
+    return replace(plan, streams=plan.many_streams, properties=properties)
 
 
 def device_kind(device: str) -> str:

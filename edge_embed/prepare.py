@@ -276,6 +276,7 @@ def run(
         compute_type="float32",
         properties=pinned | properties,
         streams=1,
+        many_streams=1,
         cache=None,
         static_lengths=(),
     )

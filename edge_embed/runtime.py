@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from edge_embed import atomic, ir
 from edge_embed.errors import DeviceError, OutputError
-from edge_embed.plan import PLAIN, WINDOWED, Plan, device_kind
+from edge_embed.plan import MANY_BATCHES, PLAIN, WINDOWED, Plan, device_kind, for_many
 
 if TYPE_CHECKING:
     from openvino import CompiledModel, Core, InferRequest, Model
@@ -52,28 +52,34 @@ class Runtime:
         Errors: DeviceError for a device that cannot compile it, ModelError for files that do not fit.
         """
         self._plan, self._prepare, self._prepare_key = plan, prepare, prepare_key
-        self._pools: dict[tuple[str, int | None], Pool] = {}
+        self._pools: dict[tuple[str, int | None, int], Pool] = {}
         self._lock = threading.Lock()
         first = self._pool(plan.static_lengths[0] if plan.static_lengths else 1)
         self.loaded_from_cache = first.loaded_from_cache
         self.compiled = first.compiled
         self.inputs: tuple[str, ...] = tuple(port.get_any_name() for port in first.compiled.inputs)
 
-    def _pool(self, tokens: int) -> "Pool":
-        """The compiled form for batches of so many padded tokens, made at its first use."""
+    def _pool(self, tokens: int, *, many: bool = False) -> "Pool":
+        """The compiled form for batches of so many padded tokens, made at its first use.
+
+        many  with the plan's streams for many batches; windows of long texts fill the machine as they are
+        """
         plan = self._plan
         windowed = plan.windowed_from is not None and tokens > plan.windowed_from
-        form = (WINDOWED if windowed else PLAIN, tokens if plan.static_lengths else None)
-        pool = self._pools.get(form)
+        if many and not windowed and plan.many_streams != plan.streams:
+            plan = for_many(plan)
+        form = WINDOWED if windowed else PLAIN
+        key = (form, tokens if plan.static_lengths else None, plan.streams)
+        pool = self._pools.get(key)
         if pool is None:
             with self._lock:
-                pool = self._pools.get(form)
+                pool = self._pools.get(key)
                 if pool is None:
                     # A thread of its own: CPU_DENORMALS_OPTIMIZATION leaves the thread that compiles with
                     # denormals off.
                     with ThreadPoolExecutor(1, "edge-embed-compile") as side:
-                        loaded = side.submit(load, plan, self._prepare, self._prepare_key, *form).result()
-                    pool = self._pools[form] = Pool(*loaded, plan.streams)
+                        loaded = side.submit(load, plan, self._prepare, self._prepare_key, *key[:2]).result()
+                    pool = self._pools[key] = Pool(*loaded, plan.streams)
         return pool
 
     def effective(self, name: str) -> str:
@@ -87,22 +93,25 @@ class Runtime:
             return take_output(request)
 
     def run_many(
-        self, batches: Iterable[tuple[Tag, NDArray[np.int64], NDArray[np.int64]]]
+        self, batches: Iterable[tuple[Tag, NDArray[np.int64], NDArray[np.int64]]], *, count: int = 0
     ) -> Iterator[tuple[Tag, NDArray[np.float32]]]:
-        """Run (tag, input_ids, mask) batches on all streams; yields (tag, (B, D) float32) in their order."""
-        if self._plan.streams == 1:
-            for tag, input_ids, mask in batches:
-                yield tag, self.run(input_ids, mask)
-            return
+        """Run (tag, input_ids, mask) batches on all streams; yields (tag, (B, D) float32) in their order.
+
+        count  how many there are, if that is known: MANY_BATCHES run on the plan's streams for many
+        """
+        many = count >= MANY_BATCHES
         running: deque[Running[Tag]] = deque()
         try:
             for tag, input_ids, mask in batches:
-                pool = self._pool(input_ids.shape[1])
+                pool = self._pool(input_ids.shape[1], many=many)
                 # Wait for our own oldest before taking another request, else two callers could starve: each
                 # would hold what the other waits for. So nothing of another form is held, either.
                 while running and running[0].pool is not pool:
                     yield finish(running)
-                if len(running) == self._plan.streams or (running and pool.idle.empty()):
+                if pool.streams == 1:  # without the way through a queue
+                    yield tag, self.run(input_ids, mask)
+                    continue
+                if len(running) == pool.streams or (running and pool.idle.empty()):
                     yield finish(running)
                 feed = self._feed(input_ids, mask)
                 request = pool.idle.get()
@@ -130,6 +139,7 @@ class Pool:
     def __init__(self, compiled: "CompiledModel", loaded_from_cache: bool, streams: int) -> None:
         self.compiled = compiled
         self.loaded_from_cache = loaded_from_cache
+        self.streams = streams
         # SimpleQueue: its get and put are atomic, and a thread that waits for a request holds no lock.
         self.idle: queue.SimpleQueue[InferRequest] = queue.SimpleQueue()
         for _ in range(streams):

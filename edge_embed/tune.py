@@ -26,7 +26,16 @@ from edge_embed.errors import InputError, ModelNotFoundError, NumericsError, Sha
 from edge_embed.graph.passes import BLOCK
 from edge_embed.hardware import Machine, machine
 from edge_embed.manifest import Manifest, read_manifest
-from edge_embed.plan import COMPUTE_TYPES, DRIFT, TOKEN_BUDGET, Plan, device_kind, fits, verdict_on_record
+from edge_embed.plan import (
+    COMPUTE_TYPES,
+    DRIFT,
+    TOKEN_BUDGET,
+    Plan,
+    device_kind,
+    fits,
+    rungs,
+    verdict_on_record,
+)
 from edge_embed.profile import Profile, Tuned
 from edge_embed.record import read_record
 from edge_embed.runtime import Runtime
@@ -69,7 +78,7 @@ class Work:
 
     ids: list[NDArray[np.int64]]
     lengths: NDArray[np.int64]  # (N,)
-    rungs: NDArray[np.int64]
+    max_tokens: int  # of the model
     pad_id: int
 
     def first(self, count: int) -> "Work":
@@ -148,12 +157,11 @@ class Loaded:
 
     def embed(self, work: Work, token_budget: int = TOKEN_BUDGET) -> None:
         """Batch and run, as the Embedder does, and forget the vectors."""
-        lengths = self.plan.static_lengths
         batches = batching.plan_batches(
             work.lengths,
-            np.array(lengths, np.int64) if lengths else work.rungs,
+            rungs(self.plan, work.max_tokens),
             token_budget=token_budget,
-            max_rows=1 if lengths else batching.ROWS[-1],
+            max_rows=1 if self.plan.static_lengths else batching.ROWS[-1],
         )
         padded = (batching.pad([work.ids[i] for i in b.rows], b.tokens, work.pad_id) for b in batches)
         self.run(padded)
@@ -267,7 +275,7 @@ def sample(model: Model) -> tuple[list[Text], Work]:
     order = np.random.default_rng(0).permutation(len(texts))
     order = order[tokens.lengths[order] <= manifest.max_tokens]
     ids = [tokens.ids[i] for i in order]
-    work = Work(ids, tokens.lengths[order], batching.ladder(manifest.max_tokens), manifest.pad_id)
+    work = Work(ids, tokens.lengths[order], manifest.max_tokens, manifest.pad_id)
     return [texts[i] for i in order], work
 
 

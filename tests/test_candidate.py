@@ -136,7 +136,7 @@ def test_a_padded_probe_has_a_step_more_padding_than_it_needs(
 
     monkeypatch.setattr(model._runtime, "run", note)
     model.embed_padded([text.text for text in texts], [text.kind == "query" for text in texts])
-    ladder = batching.ladder(512).tolist()
+    ladder = batching.ladder(512, fine=True).tolist()
     for padded, tokens in seen:
         needed = next(rung for rung in ladder if rung >= tokens)
         assert padded == ladder[ladder.index(needed) + 1]

@@ -62,13 +62,13 @@ def batches(tiny_embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> list[tu
     shapes: list[tuple[int, int]] = []
     run_many = tiny_embedder._runtime.run_many
 
-    def counted(batches: Any) -> Any:
+    def counted(batches: Any, *, count: int) -> Any:
         def seen() -> Iterator[Any]:
             for tag, ids, mask in batches:
                 shapes.append(ids.shape)
                 yield tag, ids, mask
 
-        return run_many(seen())
+        return run_many(seen(), count=count)
 
     monkeypatch.setattr(tiny_embedder._runtime, "run_many", counted)
     return shapes

@@ -13,7 +13,9 @@ from edge_embed.plan import (
     COMPUTE_TYPES,
     Plan,
     choose_cache,
+    for_many,
     make_plan,
+    rungs,
     static_lengths,
     verdict_on_record,
 )
@@ -216,8 +218,8 @@ def test_everything_that_info_prints_has_a_reason(
     tmp_path: Path, device: str, wishes: dict[str, Any]
 ) -> None:
     plan = plan_for(tmp_path, "avx2", *VARIANTS, device=device, **wishes)
-    shown = {"compute_type", "device", "threads", "streams", "token_budget", "cache", "windowed_from"}
-    shown |= plan.properties.keys()
+    shown = {"compute_type", "device", "threads", "streams", "many_streams", "token_budget", "cache"}
+    shown |= {"windowed_from"} | plan.properties.keys()
 
     assert {name for name in shown if not plan.reasons.get(name)} == set()
     assert set(plan.reasons) <= shown
@@ -463,6 +465,34 @@ def test_the_settings_of_the_compute_type_that_runs_are_used(tmp_path: Path) -> 
     other = plan_for(tmp_path, "amx", *VARIANTS, profile=FAST_INT8, compute_type="float32")
     assert (other.streams, other.token_budget, other.windowed_from) == (1, 512, 512)
     assert "tuned" not in other.reasons["windowed_from"]
+
+
+def test_calls_of_many_batches_get_streams_where_memory_is_not_the_point(tmp_path: Path) -> None:
+    for compute_type, many in (("float32", 2), ("bfloat16", 2), ("int8", 2), ("int8_dynamic", 1)):
+        plan = plan_for(tmp_path, "amx", *VARIANTS, compute_type=compute_type)
+        assert (plan.threads, plan.streams, plan.many_streams) == (4, 1, many)
+        both = for_many(plan)
+        assert (both.streams, both.properties["NUM_STREAMS"]) == (many, str(many))
+        assert plan.properties["NUM_STREAMS"] == "1"
+    assert plan_for(tmp_path, "amx", "float32", threads=1).many_streams == 1
+    assert plan_for(tmp_path, "amx", "float32", threads=8).many_streams == 4
+    assert plan_for(tmp_path, "amx", "float32", streams=3).many_streams == 3
+    assert plan_for(tmp_path, "amx", "float32", device="GPU").many_streams == 1
+    assert plan_for(tmp_path, "amx", *VARIANTS, profile=FAST_INT8).many_streams == 2  # as tuned
+
+
+def test_padding_steps_are_fine_where_kernels_serve_all_shapes(tmp_path: Path) -> None:
+    found = {
+        name: rungs(plan_for(tmp_path, "amx", *VARIANTS, compute_type=name), 512).tolist()
+        for name in COMPUTE_TYPES
+    }
+    assert found["float32"] == found["bfloat16"]
+    assert found["int8"] == found["int8_dynamic"] == found["int8_weights"]
+    assert set(found["int8"]) < set(found["float32"])
+    assert found["float32"][:3] == [4, 8, 12]
+    assert rungs(plan_for(tmp_path, "avx2", "float32", device="NPU", max_tokens=100), 100).tolist() == [
+        *(32, 64, 100)
+    ]
 
 
 def test_wishes_win_over_a_profile(tmp_path: Path) -> None:

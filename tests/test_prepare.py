@@ -109,7 +109,7 @@ def test_other_pooling_needs_every_token(tiny: Path) -> None:
 
 
 def forms(embedder: Embedder) -> set[str]:
-    return {form for form, _ in embedder._runtime._pools}
+    return {form for form, *_ in embedder._runtime._pools}
 
 
 def test_windows_are_compiled_when_a_long_text_comes(built: Path) -> None:

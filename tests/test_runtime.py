@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edge_embed import Embedder, runtime
 from edge_embed import embedder as embedder_module
 from edge_embed.errors import DeviceError
-from edge_embed.plan import Plan, make_plan
+from edge_embed.plan import MANY_BATCHES, Plan, make_plan
 from edge_embed.runtime import Runtime, check_finite
 
 Ints = NDArray[np.int64]
@@ -104,6 +104,26 @@ def test_a_batch_is_not_read_after_its_result_is_out(pool: Runtime) -> None:
     for (tag, rows), (_, ids, mask) in zip(pool.run_many(iter(feeds)), feeds, strict=True):
         assert np.array_equal(rows, expected[tag])
         ids[:], mask[:] = 7, 1
+
+
+def test_many_batches_run_on_streams_of_their_own_and_give_the_same(tiny_built: Path) -> None:
+    runtime = runtime_of(tiny_built, threads=2)
+    few = [rows for _, rows in runtime.run_many(batches(), count=MANY_BATCHES - 1)]
+    assert [pool.streams for pool in runtime._pools.values()] == [1]
+    many = list(runtime.run_many(batches(), count=MANY_BATCHES))
+    assert [pool.streams for pool in runtime._pools.values()] == [1, 2]
+    assert [tag for tag, _ in many] == list(range(len(few)))
+    for (_, rows), expected in zip(many, few, strict=True):
+        np.testing.assert_allclose(rows, expected, atol=1e-6)
+
+
+def test_a_call_of_many_texts_uses_the_streams_for_many(tiny_built: Path) -> None:
+    embedder = Embedder(tiny_built, cache_dir=False, threads=2)
+    texts = [f"text {number} " + "and so on " * (number % 30) for number in range(2000)]
+    embedder.encode(texts[:20])
+    assert [pool.streams for pool in embedder._runtime._pools.values()] == [1]
+    embedder.encode(texts)
+    assert [pool.streams for pool in embedder._runtime._pools.values()] == [1, 2]
 
 
 def test_run_gives_what_run_many_gives(pool: Runtime) -> None:
@@ -217,16 +237,18 @@ def test_fixed_shapes_give_the_vectors_of_any_shape(
     really = make_plan
 
     def fixed(*args: Any, **wishes: Any) -> Plan:
-        return replace(really(*args, **wishes), static_lengths=(32, 64, 128, 512), windowed_from=None)
+        return replace(
+            really(*args, **wishes), static_lengths=(32, 64, 128, 512), windowed_from=None, many_streams=1
+        )
 
     monkeypatch.setattr(embedder_module, "make_plan", fixed)
     embedder = Embedder(tiny_built, cache_dir=False)
     pools = embedder._runtime._pools
-    assert set(pools) == {("plain", 32)}
+    assert set(pools) == {("plain", 32, 1)}
     np.testing.assert_allclose(embedder.encode(texts), expected, rtol=0, atol=1e-6)
     np.testing.assert_allclose(embedder.encode(texts, batch_size=4), expected, rtol=0, atol=1e-6)
-    assert set(pools) == {("plain", 32), ("plain", 64), ("plain", 128)}
-    for (_, length), pool in pools.items():
+    assert set(pools) == {("plain", 32, 1), ("plain", 64, 1), ("plain", 128, 1)}
+    for (_, length, _), pool in pools.items():
         assert {tuple(port.get_shape()) for port in pool.compiled.inputs} == {(1, length)}
 
 

@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from edge_embed.embedder import Embedder
 
 # Keys of the plan that are printed with their reasons, before the properties.
-CHOICES = ("compute_type", "device", "threads", "streams", "token_budget", "windowed_from", "cache")
+CHOICES = (
+    "compute_type",
+    "device",
+    "threads",
+    "streams",
+    "many_streams",
+    "token_budget",
+    "windowed_from",
+    "cache",
+)
 
 HELP = "show how a model would run here: file, compute type, properties, threads, each with its reason"
 
