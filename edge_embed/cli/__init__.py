@@ -19,6 +19,7 @@ from edge_embed import __version__
 from edge_embed.cli import (
     approve,
     batch,
+    bench,
     build,
     drift,
     embed,
@@ -40,6 +41,7 @@ COMMANDS = {
     "quantize": quantize,
     "trim": trim,
     "tune": tune,
+    "bench": bench,
     "drift": drift,
     "gate": gate,
     "approve": approve,
