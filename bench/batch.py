@@ -1,6 +1,7 @@
 """The offline job against one Embedder.encode call in memory and against sentence-transformers, in one run.
 
-    python -m bench.batch [--model NAME] [--texts 10000] [--rounds 3] [--threads N] [--save NAME]
+    python -m bench.batch [--model NAME] [--texts 20000] [--rounds 3] [--threads N] [--save NAME]
+    python -m bench.batch --input FILE [--model NAME] [--kind int8] [--save NAME]      one job, to the end
 
 Subjects take turns, A B C A B C: encode and sentence-transformers' OpenVINO backend in processes that stay,
 the job in a fresh process each time, from JSONL and from Parquet. Its pace is that after the model is loaded,
@@ -24,53 +25,38 @@ import pyarrow
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from bench.corpus import mixed
-from bench.measure import ROOT, Setting, Subject, Worker, say
-from bench.models import MINILM, ready
-from bench.run import (
-    RESULTS,
-    digest,
-    digests,
-    edge_embed_info,
-    governor,
-    load_average,
-    save,
-    subject_of,
-    versions,
-)
-from bench.verdict import EDGE, UNSTEADY, summary
+from bench import models, run, workloads
+from bench.measure import REFERENCE, ROOT, Setting, Worker, say, subject_of
+from bench.verdict import ST, UNSTEADY, summary
+from bench.workloads import Workload
 
 SUFFIXES = ("jsonl", "parquet")
 LEAST_OF_ENCODE = 0.95  # of the texts/s of one call in memory
-LEAST_OF_PEER = 2.2  # times those of sentence-transformers at its default batch size
+LEAST_OF_PEER = 2.2  # times those of sentence-transformers at its own batch size
 CLOSEST = 1e-5  # how near all vectors have to be
+FLOAT32 = "float32"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    peers = list(dict.fromkeys(args.against))
-    folder = ready(args.model).folder
-    info = edge_embed_info(folder)
-    threads = args.threads or info["plan"]["threads"]
-    texts = mixed(args.texts)
-    load = load_average()  # before we are the load
+    folder = models.folder(args.model, kinds=() if args.kind == FLOAT32 else (args.kind,))
+    result = run.facts(folder, args.threads)
     with tempfile.TemporaryDirectory(prefix="edge-embed-bench-") as scratch:
-        subjects = measure(peers, Setting(folder, threads, Path(scratch)), texts, args.rounds)
-    result: dict[str, Any] = {
-        "schema": 1,
-        "model": info["model"] | {"folder": folder.name, "sha256": digests(folder / info["model"]["file"])},
-        "machine": info["machine"] | {"governor": governor(), "load_average": load},
-        "versions": versions(info),
-        "threads": threads,
-        "texts": {"count": len(texts), "characters": sum(map(len, texts)), "sha256": digest(texts)},
-        "subjects": subjects,
-        "ratios": ratios(subjects),
-    }
-    result["verdict"] = verdict(subjects, peers[0].name)
-    print("", *table(result), "", *result["verdict"], sep="\n", file=sys.stderr)
+        setting = Setting(folder, result["threads"], Path(scratch))
+        if args.input:
+            result["job"] = job(args.input, setting.scratch / "shards", setting, args.kind)
+            lines = []
+        else:
+            tokenizer = workloads.tokenizer_of(str(folder / "tokenizer.json"))
+            work = workloads.workload("many", tokenizer, texts=args.texts)
+            result["texts"] = work.facts()
+            result["subjects"] = measure(args.against, setting, work, args.rounds)
+            result["ratios"] = ratios(result["subjects"])
+            lines = result["verdict"] = verdict(result["subjects"], subject_of(args.against[0]).name)
+            print("", *table(result), "", *lines, sep="\n", file=sys.stderr)
     if args.save:
-        save(RESULTS / f"{args.save}.json", result)
-    print(json.dumps({"ratios": result["ratios"], "verdict": result["verdict"]}))
+        run.save(run.RESULTS / f"{args.save}.json", result)
+    print(json.dumps(result["job"] if args.input else {"ratios": result["ratios"], "verdict": lines}))
     return 0
 
 
@@ -78,61 +64,69 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.batch", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--model", default=MINILM, help="folder or pulled name (default: %(default)s)")
-    parser.add_argument("--texts", type=int, default=10_000, help="how many (default: %(default)s)")
+    parser.add_argument(
+        "--model", default=models.MINILM, help="as of bench.run: folder or name (default: %(default)s)"
+    )
+    parser.add_argument("--texts", type=int, default=20_000, help="how many (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of each subject (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="for all subjects (default: those of edge_embed's plan)")
+    parser.add_argument("--input", type=Path, help="run one job over this file instead, with a column text")
+    parser.add_argument("--kind", default=FLOAT32, help="compute type of that job (default: %(default)s)")
     parser.add_argument(
         "--against",
         action="append",
-        type=subject_of,
-        metavar="PEER[:BATCH]",
-        help="module of bench/peers, repeatable; the first one is judged "
-        "(default: sentence_transformers_openvino:32, its own size, then the same with :8)",
+        metavar="PEER@KIND:BATCH",
+        help=f"repeatable; the first one is judged (default: {ST}, at its own batch size)",
     )
     parser.add_argument("--save", metavar="NAME", help="keep the result as bench/results/NAME.json")
     args = parser.parse_args(argv)
-    args.against = args.against or [Subject("sentence_transformers_openvino", size) for size in (32, 8)]
+    args.against = args.against or [ST]
     return args
 
 
 def measure(
-    peers: Sequence[Subject], setting: Setting, texts: Sequence[str], rounds: int
+    against: Sequence[str], setting: Setting, work: Workload, rounds: int
 ) -> dict[str, dict[str, Any]]:
     """Texts per second, peak memory and the difference of the vectors of every subject."""
     file = setting.scratch / "texts.json"
-    file.write_text(json.dumps(texts), "utf-8")
+    file.write_text(json.dumps(work.texts), "utf-8")
     for suffix in SUFFIXES:
-        write_rows(setting.scratch / f"rows.{suffix}", texts)
-    stays = [Subject(EDGE, 0), *peers]
+        write_rows(setting.scratch / f"rows.{suffix}", work.texts)
+    stays = [subject_of(name) for name in (REFERENCE, *against)]
     names = [*(subject.name for subject in stays), *map(job_name, SUFFIXES)]
     seen: dict[str, dict[str, list[float]]] = {name: {} for name in names}
     found: dict[str, NDArray[np.float32]] = {}
 
-    def note(name: str, turn: int, answer: dict[str, float]) -> None:
-        say(f"round {turn} of {rounds}, {name}: {len(texts) / answer['seconds']:.1f} texts/s")
-        for key, value in answer.items():
-            if turn or key == "peak_bytes":  # round 0 makes the kernels of those that stay
-                seen[name].setdefault(key, []).append(value)
+    def note(name: str, turn: int, answer: dict[str, Any]) -> None:
+        say(f"round {turn} of {rounds}, {name}: {len(work.texts) / answer['seconds']:.1f} texts/s")
+        for key in ("seconds", "all_seconds", "peak_bytes"):
+            if key in answer and (
+                turn or key == "peak_bytes"
+            ):  # round 0 makes the kernels of those that stay
+                seen[name].setdefault(key, []).append(answer[key])
 
     with contextlib.ExitStack() as stack:
-        workers = {s.name: stack.enter_context(Worker(s, setting, cached=True)) for s in stays}
+        workers = {s.loaded: stack.enter_context(Worker(s, setting, cached=True)) for s in stays}
         for turn in range(rounds + 1):
-            for name, worker in workers.items():
-                note(name, turn, worker.encode(file, None if turn else setting.scratch / f"{name}.npy"))
+            for subject in stays:
+                kept = None if turn else setting.scratch / f"{subject.name}.npy"
+                worker = workers[subject.loaded]
+                note(subject.name, turn, worker.encode(file, batch_size=subject.batch_size, vectors=kept))
             for suffix in SUFFIXES:
                 target = setting.scratch / f"shards-{suffix}-{turn}"
-                note(job_name(suffix), turn, job(setting.scratch / f"rows.{suffix}", target, setting))
+                note(
+                    job_name(suffix), turn, job(setting.scratch / f"rows.{suffix}", target, setting, FLOAT32)
+                )
                 found[job_name(suffix)] = read_shards(target)
     found |= {subject.name: np.load(setting.scratch / f"{subject.name}.npy") for subject in stays}
     return {
         name: {
-            "texts_per_second": summary([len(texts) / value for value in seen[name]["seconds"]]),
+            "texts_per_second": summary([len(work.texts) / value for value in seen[name]["seconds"]]),
             "peak_bytes": int(max(seen[name]["peak_bytes"])),
-            "max_abs_diff": float(np.abs(found[EDGE] - found[name]).max()),
+            "max_abs_diff": float(np.abs(found[REFERENCE] - found[name]).max()),
         }
         | (
-            {"with_loading": summary([len(texts) / value for value in seen[name]["all_seconds"]])}
+            {"with_loading": summary([len(work.texts) / value for value in seen[name]["all_seconds"]])}
             if "all_seconds" in seen[name]
             else {}
         )
@@ -153,9 +147,9 @@ def write_rows(path: Path, texts: Sequence[str]) -> None:
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
 
 
-def job(rows: Path, target: Path, setting: Setting) -> dict[str, float]:
-    """One job in a fresh process: seconds after loading, all seconds, and peak memory."""
-    options = ["--threads", str(setting.threads), "--compute-type", "float32", "--on-overflow", "truncate"]
+def job(rows: Path, target: Path, setting: Setting, kind: str) -> dict[str, Any]:
+    """One job in a fresh process: its own summary, seconds after loading and all of them, peak memory."""
+    options = ["--threads", str(setting.threads), "--compute-type", kind, "--on-overflow", "truncate"]
     arguments = [str(rows), "--to", str(target), "--model", str(setting.folder), *options, "--json"]
     with subprocess.Popen(
         [sys.executable, "-m", "edge_embed", "batch", *arguments],
@@ -169,12 +163,18 @@ def job(rows: Path, target: Path, setting: Setting) -> dict[str, float]:
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"bench: edge-embed batch ended with exit code {process.returncode}")
-    done = json.loads(lines[-1])
-    scale = 1 if sys.platform == "darwin" else 1024
+    done: dict[str, Any] = json.loads(lines[-1])
+    seconds = done["seconds"] - done["loading_seconds"]
     return {
-        "seconds": done["seconds"] - done["loading_seconds"],
+        "input": rows.name,
+        "compute_type": kind,
+        **{key: value for key, value in done.items() if key not in ("folder", "seconds")},
+        "seconds": seconds,
         "all_seconds": done["seconds"],
-        "peak_bytes": usage.ru_maxrss * scale,
+        "rows_per_second": done["rows_in"] / seconds,
+        "tokens_per_second": done["tokens"] / seconds,
+        "peak_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        "shard_bytes": sum(path.stat().st_size for path in target.glob("part-*")),
     }
 
 
@@ -197,7 +197,7 @@ def verdict(subjects: dict[str, dict[str, Any]], peer: str) -> list[str]:
     """One line for each promise, then one for each subject whose rounds were too far apart to be believed."""
     lines = []
     for one, found in ratios(subjects).items():
-        for name, least in ((EDGE, LEAST_OF_ENCODE), (peer, LEAST_OF_PEER)):
+        for name, least in ((REFERENCE, LEAST_OF_ENCODE), (peer, LEAST_OF_PEER)):
             word = "met " if found[name] >= least else "MISS"
             lines.append(f"{word} {found[name]:6.3f} >= {least:<5}  texts/s, {one} over {name}")
     for name, subject in subjects.items():

@@ -28,6 +28,9 @@ SKIPPED = frozenset(
     }
 )
 SHORTEST = 32  # characters; below it stands "Return self." and the like
+SHORT = 100  # characters, below which a text is one line,
+ATTEMPTS = 100  # to find a new text of a length
+LEAST_LINE = 20  # of so many at least
 CHARACTERS_PER_TOKEN = 4.0  # of these docstrings in BERT's uncased vocabulary
 
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -49,39 +52,42 @@ def docstrings(limit: int | None = None) -> list[Passage]:
     return list(itertools.islice(_distinct(passages), limit))
 
 
-def mixed(count: int, *, seed: int = 0) -> list[str]:
-    """`count` different texts: half below some 60 tokens, a tenth above 180, a few of 600 and more.
+def mixed(count: int, *, seed: int = 0, characters_per_token: float = CHARACTERS_PER_TOKEN) -> list[str]:
+    """`count` different texts: half below some 60 tokens, a tenth above 160, one in fifty of 500 to 800.
 
-    A length is drawn first. A short one becomes the first line of a docstring, as a query would be; any other
+    A length is drawn first. A short one becomes a line of a docstring, as a query would be; any other
     as many neighbouring docstrings as it takes, whole, so that the text ends near the length.
+
+    characters_per_token  of the model at hand, for which the lengths then hold
     """
     chance = random.Random(seed)
-    modules = [list(_distinct(passages)) for passages in _by_module()]
-    starts = [(module, start) for module in modules for start in range(len(module))]
+    passages = list(_distinct(itertools.chain.from_iterable(_by_module())))
     texts: dict[str, None] = {}  # a set that keeps its order
-    for _ in range(20 * count):
-        module, start = chance.choice(starts)
-        length = _length(chance)
-        text = _text_of_length(module[start:], length)
-        if len(text) <= 1.2 * length:  # else it starts with a docstring longer than was drawn
-            texts[text] = None
+    for _ in range(2 * count):
+        length = _length(chance, characters_per_token)
+        for _ in range(ATTEMPTS):
+            text = _text_of_length(passages, chance.randrange(len(passages)), length, chance)
+            # Not one that starts with a docstring longer than was drawn.
+            if len(text) <= 1.2 * length and text not in texts:
+                texts[text] = None
+                break
         if len(texts) == count:
             return list(texts)
     raise ValueError(f"the standard library gave {len(texts)} different texts, not {count}; ask for fewer")
 
 
-def _length(chance: random.Random) -> float:
+def _length(chance: random.Random, characters_per_token: float) -> float:
     """Characters. Log-normal, as lengths of real text are; one in fifty is a long one."""
-    tokens = chance.uniform(300, 800) if chance.random() < 0.02 else chance.lognormvariate(4.25, 0.7)
-    return min(tokens, 800) * CHARACTERS_PER_TOKEN
+    tokens = chance.uniform(500, 800) if chance.random() < 0.02 else chance.lognormvariate(4.15, 0.7)
+    return max(2 * LEAST_LINE, min(tokens, 800) * characters_per_token)
 
 
-def _text_of_length(passages: list[Passage], length: float) -> str:
-    first, *others = (passage.text for passage in passages)
-    if length < 100:
-        return first.partition("\n")[0]
-    text = first
-    for other in others:
+def _text_of_length(passages: list[Passage], start: int, length: float, chance: random.Random) -> str:
+    text = passages[start].text
+    if length < SHORT:
+        lines = [line.strip() for line in text.splitlines()]
+        return chance.choice([line for line in lines if len(line) >= LEAST_LINE] or lines)
+    for _, other in itertools.islice(passages, start + 1, None):
         if len(text) + len(other) / 2 > length:
             break
         text = f"{text}\n\n{other}"

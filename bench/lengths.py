@@ -9,7 +9,6 @@ that take turns. stdout ends with JSON.
 
 import argparse
 import contextlib
-import io
 import json
 import platform
 import statistics
@@ -20,13 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
-from bench.corpus import mixed
 from bench.measure import Setting, Subject, Worker, say
-from bench.run import RESULTS, save
+from bench.run import RESULTS, edge_embed_info, save
 from bench.verdict import summary
-from edge_embed.cli import main as edge_embed_command
+from bench.workloads import texts_of, tokenizer_of
 
 LENGTHS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 SHORT = 512  # up to here one round is many texts, each a call of its own
@@ -51,17 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--save", metavar="NAME", help="keep the result as bench/results/NAME.json")
     args = parser.parse_args(argv)
 
-    kind = "_int8" if args.int8 else ""
-    info = describe(args.folder, "int8" if args.int8 else "float32")
+    kind = "int8" if args.int8 else "float32"
+    info = edge_embed_info(args.folder, kind)
     threads = args.threads or info["plan"]["threads"]
-    tokenizer = Tokenizer.from_file(str(args.folder / "tokenizer.json"))
-    tokenizer.no_truncation()
-    peers = [f"edge{kind}"] if args.alone else [f"edge{kind}", f"openvino_plain{kind}"]
+    tokenizer = tokenizer_of(str(args.folder / "tokenizer.json"))
+    peers = ["edge"] if args.alone else ["edge", "openvino_plain"]
+    subjects = [Subject(peer, kind) for peer in peers]
     rows = []
     with tempfile.TemporaryDirectory(prefix="edge-embed-bench-") as scratch:
         setting = Setting(args.folder, threads, Path(scratch))
         for length in map(int, args.lengths.split(",")):
-            rows.append(measure(peers, setting, texts_of(tokenizer, length), args.rounds, length))
+            count = max(1, min(MOST_TEXTS, TOKENS_A_ROUND // length)) if length <= SHORT else 1
+            rows.append(measure(subjects, setting, texts_of(tokenizer, length, count), args.rounds, length))
             print(*table(rows[-1:], heading=len(rows) == 1), sep="\n", file=sys.stderr)
     result = {
         "schema": 1,
@@ -78,55 +76,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def describe(folder: Path, compute_type: str) -> dict[str, Any]:
-    """What `edge-embed info --json` says; it also has the passes checked before anything is timed."""
-    shown = io.StringIO()
-    with contextlib.redirect_stdout(shown):
-        code = edge_embed_command(["info", str(folder), "--compute-type", compute_type, "--json"])
-    if code:
-        raise SystemExit(code)
-    info: dict[str, Any] = json.loads(shown.getvalue().splitlines()[-1])
-    return info
-
-
-def texts_of(tokenizer: Tokenizer, length: int) -> list[str]:
-    """Real texts of `length` tokens or up to 2 % less, special tokens included; different ones if short."""
-    words = " ".join(mixed(4000)).split()
-    count = max(1, min(MOST_TEXTS, TOKENS_A_ROUND // length)) if length <= SHORT else 1
-    texts: list[str] = []
-    start = 0
-    while len(texts) < count:
-        low, high = 1, length  # words; a word has a token or more, so there are never more words than tokens
-        while low < high:
-            middle = (low + high + 1) // 2
-            text = " ".join(words[start : start + middle])
-            low, high = (middle, high) if len(tokenizer.encode(text).ids) <= length else (low, middle - 1)
-        text = " ".join(words[start : start + low])
-        start += 1 if low < 8 else low
-        while len(tokenizer.encode(text).ids) < length - length // 50:
-            text += "."
-        if len(tokenizer.encode(text).ids) <= length and text not in texts:
-            texts.append(text)
-    return texts
-
-
 def measure(
-    peers: Sequence[str], setting: Setting, texts: list[str], rounds: int, length: int
+    subjects: Sequence[Subject], setting: Setting, texts: list[str], rounds: int, length: int
 ) -> dict[str, Any]:
     """One row: seconds a text, peak memory of the process, and how far the vectors are apart."""
     file = setting.scratch / f"texts-{length}.json"
     file.write_text(json.dumps(texts), "utf-8")
+    peers = [subject.peer for subject in subjects]
     seconds: dict[str, list[float]] = {peer: [] for peer in peers}
     peaks: dict[str, int] = {}
     with contextlib.ExitStack() as stack:
-        workers = {
-            peer: stack.enter_context(Worker(Subject(peer, 0), setting, cached=False)) for peer in peers
-        }
+        workers = {s.peer: stack.enter_context(Worker(s, setting, cached=False)) for s in subjects}
         for turn in range(rounds + 1):  # turn 0 is the warm-up, and keeps the vectors
             for peer, worker in workers.items():
                 say(f"{length} tokens, round {turn} of {rounds}, {peer}")
                 vectors = None if turn else setting.scratch / f"{peer}.npy"
-                answer = worker.encode(file, vectors, single=True)
+                answer = worker.encode(file, vectors=vectors, callers=1)
                 peaks[peer] = answer["peak_bytes"]
                 if turn:
                     seconds[peer].append(answer["seconds"] / len(texts))

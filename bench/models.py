@@ -1,11 +1,20 @@
-"""Gets the model of the demo and the benchmarks ready: pulls and builds it where that has not been done."""
+"""Gets the models of the demo and the benchmarks ready: pulls, or makes, what is not there yet."""
 
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 
+from bench.shapes import SHAPES, write_checkpoint
 from edge_embed import EdgeEmbedError, Embedder
 from edge_embed.cli import main
 
 MINILM = "all-MiniLM-L6-v2"
+GRANITE = "granite-embedding-311m-multilingual-r2"
+MADE = Path(__file__).parents[1] / "build" / "models"
+INT8 = {
+    "int8_weights": "openvino/openvino_model_int8_weights.xml",
+    "int8": "openvino/openvino_model_qint8_quantized.xml",
+}
 
 
 def ready(name: str) -> Embedder:
@@ -14,6 +23,33 @@ def ready(name: str) -> Embedder:
         return Embedder(name)
     except EdgeEmbedError as missing:
         print(f"{missing}\nrunning that now, once", file=sys.stderr)
-    if code := main(["pull", name]):
-        raise SystemExit(code)
+    command("pull", name)
     return Embedder(name)
+
+
+def folder(name: str, *, kinds: Iterable[str]) -> Path:
+    """The folder of a model with all that a benchmark runs of it.
+
+    name   a folder; a name of SHAPES, made with random weights in build/models; or a model to pull
+    kinds  compute types; an INT8 IR that they need and that is missing is quantized, which may take minutes
+    Errors: SystemExit with the exit code of the command that failed.
+    """
+    if name in SHAPES and not Path(name).exists():
+        found = MADE / name
+        if not (found / "model.safetensors").exists():
+            print(f"bench: making {name} with random weights", file=sys.stderr)
+            write_checkpoint(name, found)
+        if not (found / "edge_embed.json").exists():
+            command("build", str(found))
+    else:
+        found = Path(name) if Path(name).is_dir() else ready(name).folder
+    for compute_type in dict.fromkeys("int8_weights" if kind == "int8_dynamic" else kind for kind in kinds):
+        if compute_type in INT8 and not (found / INT8[compute_type]).exists():
+            command("quantize", str(found), "--compute-type", compute_type, "--no-drift")
+    return found
+
+
+def command(*arguments: str) -> None:
+    """One of edge-embed's own."""
+    if code := main(list(arguments)):
+        raise SystemExit(code)

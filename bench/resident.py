@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.lengths import PLACES, describe
+from bench.lengths import PLACES
 from bench.measure import child
-from bench.run import RESULTS, save
-from bench.worker import FIRST_TEXT
+from bench.run import RESULTS, edge_embed_info, save
+from bench.worker import FIRST_TEXT, memory
 
 MEASURE = "import sys; from bench.resident import report; report(*sys.argv[1:])"
 
@@ -33,24 +33,19 @@ class Resident:
     anonymous: int  # the part of `used` that is no file's, which the system cannot drop
 
 
-def measure(peer: str, folder: Path, threads: int) -> Resident:
+def measure(peer: str, kind: str, folder: Path, threads: int) -> Resident:
     """Load a module of bench/peers in a process of its own, and embed one text there."""
-    return Resident(**json.loads(child("-c", MEASURE, peer, str(folder), str(threads)).splitlines()[-1]))
+    shown = child("-c", MEASURE, peer, kind, str(folder), str(threads))
+    return Resident(**json.loads(shown.splitlines()[-1]))
 
 
-def report(peer: str, folder: str, threads: str) -> None:
+def report(peer: str, kind: str, folder: str, threads: str) -> None:
     """In the child: the fields of Resident as JSON."""
     load = importlib.import_module(f"bench.peers.{peer}").load
-    encode = load(Path(folder), threads=int(threads), cache=None, batch_size=None)
+    encoder = load(Path(folder), kind=kind, threads=int(threads), cache=None)
     loaded = memory("VmRSS")
-    encode([FIRST_TEXT])
+    encoder.call([FIRST_TEXT], None)
     print(json.dumps(asdict(Resident(loaded, memory("VmRSS"), memory("RssAnon")))))
-
-
-def memory(key: str) -> int:
-    """A field of /proc/self/status, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--save", metavar="NAME", help="keep the result as bench/results/NAME.json")
     args = parser.parse_args(argv)
 
-    kind = "_int8" if args.int8 else ""
-    info = describe(args.folder, "int8" if args.int8 else "float32")  # the first start, with its probes
+    kind = "int8" if args.int8 else "float32"
+    info = edge_embed_info(args.folder, kind)  # the first start, with its probes
     threads = info["plan"]["threads"]
-    found = {peer: measure(peer, args.folder, threads) for peer in (f"edge{kind}", f"openvino_plain{kind}")}
+    found = {peer: measure(peer, kind, args.folder, threads) for peer in ("edge", "openvino_plain")}
     ours, theirs = found.values()
     result: dict[str, Any] = {
         "schema": 1,

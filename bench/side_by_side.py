@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.corpus import mixed
-from bench.lengths import describe
-from bench.run import RESULTS, save
+from bench.run import RESULTS, edge_embed_info, save
 from edge_embed import Embedder
 
 
@@ -46,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         seconds(embedder, texts)  # kernels for every shape
     rounds = [[seconds(embedder, texts) for embedder in pair] for _ in range(args.rounds)]
     ratios = [theirs / ours for ours, theirs in rounds]
-    info = describe(args.folder, "int8")
+    info = edge_embed_info(args.folder, "int8")
     result: dict[str, Any] = {
         "schema": 1,
         "machine": info["machine"],

@@ -40,13 +40,13 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def alone(shipped: Path) -> Resident:
     """What OpenVINO alone keeps of it."""
-    return measure("openvino_plain_int8", shipped, machine().threads)
+    return measure("openvino_plain", "int8", shipped, machine().threads)
 
 
 def assert_small(folder: Path, alone: Resident) -> None:
     """At the first start, which compares the passes with the untouched graph, and at a later one."""
     for start in ("first", "later"):
-        ours = measure("edge_int8", folder, machine().threads)
+        ours = measure("edge", "int8", folder, machine().threads)
         print(f"{start} start: {ours} of {alone}")
         assert ours.loaded < MOST * alone.loaded, start
         assert ours.used < MOST * alone.used, start

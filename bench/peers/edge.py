@@ -1,22 +1,28 @@
-"""edge_embed in float32, as a user has it."""
+"""edge_embed as a user has it. Batches are planned by tokens, so there is one batch size: its own."""
 
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
+from bench.peers import Encoder
 
-from edge_embed import Embedder
+ENVIRONMENT = "test"
+KINDS = ("float32", "bfloat16", "int8_weights", "int8_dynamic", "int8")
+BATCH_SIZES = (0,)
 
 
-def load(
-    folder: Path,
-    *,
-    threads: int,
-    cache: Path | None,
-    batch_size: int | None,
-    compute_type: str = "float32",
-) -> Callable[[list[str]], NDArray[np.float32]]:
-    """batch_size None is the token-budget plan."""
-    embedder = Embedder(folder, compute_type=compute_type, threads=threads, cache_dir=cache or False)
-    return lambda texts: embedder.encode(texts, batch_size=batch_size)
+def load(folder: Path, *, kind: str, threads: int, cache: Path | None) -> Encoder:
+    """cache None is no blob cache."""
+    from edge_embed import Embedder
+
+    embedder = Embedder(folder, compute_type=kind, threads=threads, cache_dir=cache or False)
+    plan = embedder.plan
+    effective = {
+        "file": plan.file.name,
+        "compute_type": plan.compute_type,
+        "threads": str(plan.threads),
+        "streams": str(plan.streams),
+        **{key: str(value) for key, value in plan.properties.items() if key not in ("CACHE_DIR",)},
+    }
+    return Encoder(
+        lambda texts, batch_size: embedder.encode(texts, batch_size=batch_size, show_progress_bar=False),
+        effective,
+    )

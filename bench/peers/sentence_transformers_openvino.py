@@ -1,34 +1,37 @@
-"""sentence-transformers with its OpenVINO backend, on the same IR, in the same execution precision."""
+"""sentence-transformers with its OpenVINO backend, on the IRs of the folder."""
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from sentence_transformers import SentenceTransformer
+from bench.peers import Encoder
+from bench.peers.openvino_plain import exact, ir, one_at_a_time, settings, unpinned
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+ENVIRONMENT = "test"
+KINDS = ("float32", "default", "int8")
+BATCH_SIZES = (32, 16, 8, 4, 1)
 
 
-def load(
-    folder: Path, *, threads: int, cache: Path | None, batch_size: int | None
-) -> Callable[[list[str]], NDArray[np.float32]]:
-    """batch_size None is sentence-transformers' own, 32; cache is OpenVINO's CACHE_DIR, off unless given."""
+def load(folder: Path, *, kind: str, threads: int, cache: Path | None) -> Encoder:
+    """default and int8 pin no precision: what then runs, `effective` says."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
     torch.set_num_threads(threads)  # it pools and normalises in torch
-    properties: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-    if cache is not None:
-        properties["CACHE_DIR"] = str(cache)
-    model = SentenceTransformer(
-        str(folder),
-        backend="openvino",
-        local_files_only=True,
-        # The very IR that edge_embed runs: named, since it would silently export its own if it found none.
-        model_kwargs={"device": "CPU", "file_name": "openvino/openvino_model.xml", "ov_config": properties},
-    )
+    file = ir(folder, kind)  # named, since it would silently export its own if it found none
+    properties = exact(threads, cache) if kind == "float32" else unpinned(threads, cache)
+    options = {"device": "CPU", "ov_config": properties}
+    model = SentenceTransformer(str(folder), backend="openvino", local_files_only=True, model_kwargs=options)
 
-    def encode(texts: list[str]) -> NDArray[np.float32]:
+    transformer: Any = model[0]
+
+    def call(texts: list[str], batch_size: int | None) -> "NDArray[np.float32]":
         vectors: NDArray[np.float32] = model.encode(
-            texts, batch_size=batch_size or 32, show_progress_bar=False, convert_to_numpy=True
+            texts, batch_size=batch_size or BATCH_SIZES[0], show_progress_bar=False
         )
         return vectors
 
-    return encode
+    return Encoder(one_at_a_time(call), {"file": file.name, **settings(transformer.auto_model.request)})
