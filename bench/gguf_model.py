@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 FILES = {"F32": "gguf/model-f32.gguf", "Q8_0": "gguf/model-q8_0.gguf"}  # by what GGUF calls the numbers
 ARCHITECTURES = {"modernbert": "modern-bert", "bert": "bert", "xlm-roberta": "bert"}
 UNUSED = ("pooler.", "embeddings.position_ids")  # what no vector depends on
-HALVES = ("token_types", "position_embd")  # tables that llama.cpp leaves in float32 whatever the rest is
+KEPT = ("token_types", "position_embd")  # tables that llama.cpp leaves in float32 whatever the rest is
 
 
 def write(folder: Path) -> list[Path]:
@@ -56,7 +56,7 @@ def write_as(folder: Path, kind: str) -> Path:
     tensors = list(named(folder, architecture, config))
     kinds = gguf.GGMLQuantizationType
     stored = [
-        kinds[kind] if values.ndim == 2 and not name.startswith(HALVES) else kinds.F32
+        kinds[kind] if values.ndim == 2 and not name.startswith(KEPT) else kinds.F32
         for name, values in tensors
     ]
     for (name, values), dtype in zip(tensors, stored, strict=True):

@@ -27,7 +27,7 @@ from bench.workloads import Workload
 ROOT = Path(__file__).parents[1]
 OURS = "edge"  # the peer that is us
 REFERENCE = "edge@float32"  # the subject whose vectors all others are compared with
-# Nothing from the network and nothing to it: onnxruntime's wheel for Linux reports its use unless told not to.
+# Nothing from the network, and nothing to it: onnxruntime's Linux wheel reports its use unless told not to.
 QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "ORT_DISABLE_TELEMETRY": "1"}
 AT_ONCE = 3  # peers in a group, besides ours: 311M in float32 takes up to 4.6 GB each
 

@@ -1,10 +1,12 @@
 """Gets the models of the demo and the benchmarks ready: pulls, or makes, what is not there yet."""
 
+import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from bench.shapes import SHAPES, write_checkpoint
+from bench.stand_in import stand_in
 from edge_embed import EdgeEmbedError, Embedder
 from edge_embed.cli import main
 
@@ -35,18 +37,40 @@ def folder(name: str, *, kinds: Iterable[str]) -> Path:
     Errors: SystemExit with the exit code of the command that failed.
     """
     if name in SHAPES and not Path(name).exists():
-        found = MADE / name
-        if not (found / "model.safetensors").exists():
-            print(f"bench: making {name} with random weights", file=sys.stderr)
-            write_checkpoint(name, found)
-        if not (found / "edge_embed.json").exists():
-            command("build", str(found))
+        found = made(name)
     else:
         found = Path(name) if Path(name).is_dir() else ready(name).folder
     for compute_type in dict.fromkeys("int8_weights" if kind == "int8_dynamic" else kind for kind in kinds):
         if compute_type in INT8 and not (found / INT8[compute_type]).exists():
             command("quantize", str(found), "--compute-type", compute_type, "--no-drift")
     return found
+
+
+def made(name: str) -> Path:
+    """An exact shape with random weights, and the IR that others have of such a model.
+
+    optimum-intel exports what it can, and the published models come from it; its IR is what everybody runs
+    then. ModernBERT takes an environment of older versions, build/exporter, made once. Others are built here.
+    """
+    checkpoint, exported = MADE / name, MADE / f"{name}-exported"
+    if not (checkpoint / "model.safetensors").exists():
+        say(f"making {name} with random weights")
+        write_checkpoint(name, checkpoint)
+    if not (checkpoint / "edge_embed.json").exists():
+        command("build", str(checkpoint))
+    if SHAPES[name].architecture != "modernbert":
+        return checkpoint
+    if not exported.exists():
+        say(f"exporting {name}, in an environment of older versions")
+        stand_in(checkpoint, exported, MADE.parent / "exporter")
+    for file in (checkpoint / "openvino").glob("openvino_tokenizer.*"):  # openvino.genai reads it
+        if not (exported / "openvino" / file.name).exists():
+            shutil.copy(file, exported / "openvino")
+    return exported
+
+
+def say(line: str) -> None:
+    print(f"bench: {line}", file=sys.stderr, flush=True)
 
 
 def command(*arguments: str) -> None:

@@ -40,6 +40,9 @@ from optimum.intel import OVModelForFeatureExtraction
 model = OVModelForFeatureExtraction.from_pretrained(sys.argv[1], export=True, compile=False)
 model.save_pretrained(sys.argv[2])
 """
+OWN = shutil.ignore_patterns(
+    "openvino", "onnx", "gguf", "edge_embed.json"
+)  # made of the checkpoint by others
 IR = "openvino/openvino_model.xml"
 INT8 = "openvino/openvino_model_qint8_quantized.xml"
 CALIBRATION_TEXTS = 24
@@ -59,7 +62,7 @@ def stand_in(checkpoint: Path, out: Path, environment: Path, *, int8: bool = Fal
     python = exporter(environment)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.partial.") as scratch:
-        folder = Path(shutil.copytree(checkpoint, Path(scratch, "folder")))
+        folder = Path(shutil.copytree(checkpoint, Path(scratch, "folder"), ignore=OWN))
         export(python, checkpoint, folder / IR)
         if int8:
             quantize(folder / IR, folder / INT8, calibration(folder))

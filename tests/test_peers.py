@@ -160,8 +160,10 @@ def test_a_real_model_gives_our_vectors_and_cuts_where_we_cut(name: str, minilm:
 def test_int8_runs_the_static_file(name: str, all_files: Path, ours: Vectors) -> None:
     encoder = load(name, all_files, "int8")
     assert encoder.effective["file"] == "openvino_model_qint8_quantized.xml"
-    error = np.abs(encoder.call(TEXTS, None) - ours).max()
-    assert 1e-4 < error < 0.3
+    vectors = encoder.call(TEXTS, None)
+    assert 1e-4 < np.abs(vectors - ours).max() < 0.3
+    if "default" in peer(name).KINDS:  # which rounds as much as the rest of int8 does
+        assert np.abs(vectors - load(name, all_files, "default").call(TEXTS, None)).max() > 1e-4
 
 
 @pytest.mark.parametrize(

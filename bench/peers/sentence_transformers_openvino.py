@@ -23,7 +23,7 @@ def load(folder: Path, *, kind: str, threads: int, cache: Path | None) -> Encode
     torch.set_num_threads(threads)  # it pools and normalises in torch
     file = ir(folder, kind)  # named, since it would silently export its own if it found none
     properties = exact(threads, cache) if kind == "float32" else unpinned(threads, cache)
-    options = {"device": "CPU", "ov_config": properties}
+    options = {"device": "CPU", "file_name": str(file.relative_to(folder)), "ov_config": properties}
     model = SentenceTransformer(str(folder), backend="openvino", local_files_only=True, model_kwargs=options)
 
     transformer: Any = model[0]
