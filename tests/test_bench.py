@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import lengths, run, workloads
+from bench import lengths, roofline, run, workloads
 from bench.corpus import SHORTEST, docstrings, mixed
 from bench.limits import attention_flop
 from bench.measure import Subject, groups, subject_of
 from bench.peers import matmuls
+from bench.svg import Point
 from bench.verdict import ST, summary, verdict
 
 FIXTURE = Path(__file__).parent / "fixtures/modernbert_optimum"
@@ -186,6 +187,24 @@ def test_the_limit_has_the_products_of_the_model_and_gives_no_vectors(tmp_path: 
     encoder = matmuls.load(FIXTURE, kind="float32", threads=1, cache=None)
     assert np.isnan(encoder.call(["one text", "another"], None)).all()
     assert encoder.effective["flop_per_token"] == str(2 * sum(k * n for k, n in shapes))
+
+
+def test_a_roofline_has_ceilings_of_the_products_and_points_of_ours(tmp_path: Path) -> None:
+    effective = {"flop_per_token": "1000"}
+    limits = {"matmuls@float32": row(50.0, effective=effective), "matmuls@numpy": row(9.0)}
+    result = a_result("uniform128", **limits, **{"edge@float32": row(40.0), "edge@int8": row(80.0)})
+    result["workloads"]["query"] = {"better": "lower", "subjects": {"edge@float32": row(24.0)}}
+    assert roofline.ceilings(result["workloads"]) == {"float32": {"flops": 50_000.0, "per_token": 1000.0}}
+    assert roofline.points(result["workloads"], "float32") == [
+        Point("query", 6.0, 500_000.0),  # 12 tokens in 24 ms
+        Point("uniform128", 256.0, 40_000.0),
+    ]
+    file, picture = tmp_path / "result.json", tmp_path / "roofline.svg"
+    file.write_text(json.dumps(result | {"threads": 1}), "utf-8")
+    assert roofline.main([str(file), str(picture)]) == 0
+    assert "uniform128" in picture.read_text("utf-8")
+    with pytest.raises(SystemExit, match="run that first"):
+        roofline.ceilings({})
 
 
 def test_ours_and_openvino_alone_take_turns_and_give_the_same(
