@@ -470,14 +470,13 @@ class Done:
 def differences(began: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What of a job is not as it was, in words; sizes and times of the input are not looked at."""
     found = []
-    for part in ("job", "model", "plan", "versions"):
+    for part in ("job", "plan", "model", "versions"):
         before, after = began.get(part), now[part]
         if before == after:
             continue
         if not isinstance(before, dict):
             return [f"its {part} is not on record"]
-        keys = [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
-        found += [f"{part} {k} was {before.get(k)!r:.80}, now {after.get(k)!r:.80}" for k in sorted(keys)]
+        found += [f"{part} {line}" for line in changes(before, after)]
     before, after = began.get("inputs", []), now["inputs"]
     if before != after:
         pairs = zip([*before, None], [*after, None], strict=False)
@@ -485,6 +484,16 @@ def differences(began: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         was, is_now = (item[0] if item else "none" for item in (one, other))
         found.append(f"it has {len(before)} inputs, now {len(after)}: where {was} was, there is {is_now}")
     return found
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """Each key whose value differs, with both values; of tables in it, their keys."""
+    for key in sorted(before.keys() | after.keys()):
+        was, now = before.get(key), after.get(key)
+        if isinstance(was, dict) and isinstance(now, dict):
+            yield from (f"{key} {line}" for line in changes(was, now))
+        elif was != now:
+            yield f"{key} was {was!r:.40}, now {now!r:.40}"
 
 
 def size_of(path: Path) -> int | None:
