@@ -28,9 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.corpus import mixed
-from bench.lengths import describe
 from bench.measure import ROOT, child, say
-from bench.run import RESULTS, save
+from bench.run import RESULTS, edge_embed_info, save
 from edge_embed import Embedder
 
 Floats = NDArray[np.float64]
@@ -244,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     texts = evaluation(args.languages.split(",") if args.languages else None)
-    info = describe(args.folder, "float32")
+    info = edge_embed_info(args.folder, "float32")
     if not info["machine"]["has_int8_dot"]:
         raise SystemExit("this CPU has no INT8 dot products, and would run the activations in float32")
     result: dict[str, Any] = {

@@ -109,10 +109,11 @@ class Worker:
             cwd=ROOT,
             env=os.environ | QUIET,
         )
-        first = self._answer()
-        if "unavailable" in first:
+        try:
+            first = self._answer()
+        except Unavailable:
             self.__exit__()
-            raise Unavailable(first["unavailable"])
+            raise
         self.start_seconds: float = first["at"] - began
         self.start_peak: int = first["peak_bytes"]
         self.loaded_bytes: int = first["loaded_bytes"]
@@ -143,6 +144,8 @@ class Worker:
         if not line:
             raise Unavailable(f"{self._name} ended with exit code {self._process.wait()}")
         answer: dict[str, Any] = json.loads(line)
+        if "unavailable" in answer:
+            raise Unavailable(answer["unavailable"])
         return answer
 
     def __enter__(self) -> "Worker":

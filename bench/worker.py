@@ -40,7 +40,12 @@ def main(peer: str, kind: str, folder: str, threads: str, cache: str) -> None:
     print(json.dumps(first | sizes()), file=answers)
 
     for line in sys.stdin:
-        print(json.dumps(embed(encoder, json.loads(line)) | sizes()), file=answers)
+        try:
+            answer = embed(encoder, json.loads(line)) | sizes()
+        except Unavailable as reason:  # a text that the library cannot take
+            print(json.dumps({"unavailable": str(reason)}), file=answers)
+            return
+        print(json.dumps(answer), file=answers)
 
 
 def embed(encoder: Encoder, task: dict[str, Any]) -> dict[str, Any]:

@@ -64,7 +64,9 @@ def row(median: float, *, spread: float = 0.01, peak: float = 1e9, **more: Any) 
     return {"median": median, "spread": spread, "peak_bytes": peak, "difference": apart} | more
 
 
-def a_result(workload: str, folder: str = "granite-311m", **subjects: dict[str, Any]) -> dict[str, Any]:
+def a_result(
+    workload: str, subjects: dict[str, dict[str, Any]], folder: str = "granite-311m"
+) -> dict[str, Any]:
     return {
         "model": {"folder": folder},
         "machine": {"flags": ["avx2", "avx512_vnni"]},
@@ -79,7 +81,7 @@ MIXED = {"edge@float32": FAST, f"{ST}@float32": row(500.0), f"{ST}@float32:8": r
 
 
 def test_a_target_is_judged_by_pairs_of_rounds_and_at_the_best_batch_size() -> None:
-    lines = verdict(a_result("mixed", **MIXED))
+    lines = verdict(a_result("mixed", MIXED))
     assert lines[0] == f"met         3.2 >= 3       mixed, speed: edge@float32 over {ST}@float32"
     assert lines[1] == f"met        1.55 >= 1.5     mixed, speed: edge@float32 over {ST}@float32:*"
     assert lines[2].endswith(f"mixed, speed: edge@float32 over {ST}@float32:8, the fastest of the others")
@@ -88,14 +90,14 @@ def test_a_target_is_judged_by_pairs_of_rounds_and_at_the_best_batch_size() -> N
 
 def test_what_was_not_run_or_has_failed_is_not_judged() -> None:
     failed = {"failed": "it does not install"}
-    assert verdict(a_result("mixed", **MIXED | {"edge@float32": failed})) == []
-    assert verdict(a_result("query", **MIXED)) == []
+    assert verdict(a_result("mixed", MIXED | {"edge@float32": failed})) == []
+    assert verdict(a_result("query", MIXED)) == []
 
 
 def test_targets_are_those_of_the_large_shape_and_of_the_kind_of_cpu() -> None:
-    other = verdict(a_result("mixed", "all-MiniLM-L6-v2", **MIXED))
+    other = verdict(a_result("mixed", MIXED, "all-MiniLM-L6-v2"))
     assert [line for line in other if "fastest of the others" not in line] == []
-    old = a_result("mixed", **MIXED)
+    old = a_result("mixed", MIXED)
     old["machine"]["flags"] = ["avx2"]
     assert next(line[:24] for line in verdict(old)) == "met         3.2 >= 2.2  "
 
@@ -103,16 +105,16 @@ def test_targets_are_those_of_the_large_shape_and_of_the_kind_of_cpu() -> None:
 @pytest.mark.parametrize("rate", [2.99, float("nan")])
 def test_a_ratio_below_its_target_or_undefined_is_a_miss(rate: float) -> None:
     slow = FAST | {"times_as_fast_as": {f"{ST}@float32": {"median": rate}}}
-    assert verdict(a_result("mixed", **MIXED | {"edge@float32": slow}))[0].startswith("MISS")
+    assert verdict(a_result("mixed", MIXED | {"edge@float32": slow}))[0].startswith("MISS")
 
 
 def test_seconds_bytes_and_shares_of_the_limit_have_targets_of_their_own() -> None:
-    slow = verdict(a_result("start", **{"edge@float32": row(1.4)}))
+    slow = verdict(a_result("start", {"edge@float32": row(1.4)}))
     assert slow == ["MISS        1.4 <= 1.3     start, seconds: edge@float32"]
     long = row(300.0, peak=4.1e9, limit={"share": 0.61})
-    assert [line[:4] for line in verdict(a_result("document32k", **{"edge@float32": long}))] == ["met "] * 2
+    assert [line[:4] for line in verdict(a_result("document32k", {"edge@float32": long}))] == ["met "] * 2
     pair = {"edge@int8_weights": row(1.0, peak=3.9e8), "openvino_plain@float32": row(1.0, peak=1e9)}
-    assert verdict(a_result("document8k", **pair))[0].startswith("met        0.39 <= 0.4")
+    assert verdict(a_result("document8k", pair))[0].startswith("met        0.39 <= 0.4")
 
 
 def test_a_wide_spread_and_other_vectors_put_figures_in_doubt() -> None:
@@ -124,7 +126,7 @@ def test_a_wide_spread_and_other_vectors_put_figures_in_doubt() -> None:
         "a@int8": row(1.0, difference=apart | {"cosine": 0.91}),
         "matmuls@float32": {"median": 1.0, "spread": 0.5, "peak_bytes": 1},
     }
-    lines = verdict(a_result("uniform128", "other", **subjects))
+    lines = verdict(a_result("uniform128", subjects, "other"))
     assert lines[0] == (
         "UNSTEADY: uniform128, edge@float32: rounds spread by 15%; run again on a quiet machine"
     )
@@ -192,7 +194,7 @@ def test_the_limit_has_the_products_of_the_model_and_gives_no_vectors(tmp_path: 
 def test_a_roofline_has_ceilings_of_the_products_and_points_of_ours(tmp_path: Path) -> None:
     effective = {"flop_per_token": "1000"}
     limits = {"matmuls@float32": row(50.0, effective=effective), "matmuls@numpy": row(9.0)}
-    result = a_result("uniform128", **limits, **{"edge@float32": row(40.0), "edge@int8": row(80.0)})
+    result = a_result("uniform128", limits | {"edge@float32": row(40.0), "edge@int8": row(80.0)})
     result["workloads"]["query"] = {"better": "lower", "subjects": {"edge@float32": row(24.0)}}
     assert roofline.ceilings(result["workloads"]) == {"float32": {"flops": 50_000.0, "per_token": 1000.0}}
     assert roofline.points(result["workloads"], "float32") == [
