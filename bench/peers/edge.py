@@ -20,6 +20,7 @@ def load(folder: Path, *, kind: str, threads: int, cache: Path | None) -> Encode
         "compute_type": plan.compute_type,
         "threads": str(plan.threads),
         "streams": str(plan.streams),
+        "many_streams": str(plan.many_streams),
         **{key: str(value) for key, value in plan.properties.items() if key not in ("CACHE_DIR",)},
     }
     return Encoder(

@@ -82,7 +82,7 @@ def of_openvino(shapes: list[tuple[int, int]], kind: str, threads: int) -> tuple
         if node.get_rt_info()["layerType"].astype(str) == "FullyConnected"
     }
     effective = {
-        "precision": str(compiled.get_property("INFERENCE_PRECISION_HINT")),
+        "precision": compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name(),
         "threads": str(compiled.get_property("INFERENCE_NUM_THREADS")),
         "kernels": ", ".join(sorted(kernels)),
     }
