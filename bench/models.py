@@ -5,8 +5,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from bench import stand_in
+from bench.measure import say
 from bench.shapes import SHAPES, write_checkpoint
-from bench.stand_in import stand_in
 from edge_embed import EdgeEmbedError, Embedder
 from edge_embed.cli import main
 
@@ -15,7 +16,7 @@ GRANITE = "granite-embedding-311m-multilingual-r2"
 MADE = Path(__file__).parents[1] / "build" / "models"
 INT8 = {
     "int8_weights": "openvino/openvino_model_int8_weights.xml",
-    "int8": "openvino/openvino_model_qint8_quantized.xml",
+    "int8": stand_in.INT8,
 }
 
 
@@ -62,15 +63,11 @@ def made(name: str) -> Path:
         return checkpoint
     if not exported.exists():
         say(f"exporting {name}, in an environment of older versions")
-        stand_in(checkpoint, exported, MADE.parent / "exporter")
+        stand_in.stand_in(checkpoint, exported, MADE.parent / "exporter")
     for file in (checkpoint / "openvino").glob("openvino_tokenizer.*"):  # openvino.genai reads it
         if not (exported / "openvino" / file.name).exists():
             shutil.copy(file, exported / "openvino")
     return exported
-
-
-def say(line: str) -> None:
-    print(f"bench: {line}", file=sys.stderr, flush=True)
 
 
 def command(*arguments: str) -> None:

@@ -39,16 +39,9 @@ RESULTS = ROOT / "bench" / "results"
 STARTS = ("start", "start_cached", "memory")  # of fresh processes: seconds, the same with a cache, bytes
 USUAL = ("mixed", "uniform128", "uniform512", "query", "queries4", "document2k", "document8k", *STARTS)
 PACKAGES = (
-    *(
-        "numpy",
-        "openvino",
-        "openvino-genai",
-        "tokenizers",
-        "sentence-transformers",
-        "optimum-intel",
-        "optimum",
-    ),
-    *("transformers", "torch", "onnxruntime", "fastembed", "light-embed", "embed_anything", "xllamacpp"),
+    *("numpy", "openvino", "openvino-genai", "tokenizers", "sentence-transformers"),
+    *("optimum-intel", "optimum", "transformers", "torch"),
+    *("onnxruntime", "fastembed", "light-embed", "embed_anything", "xllamacpp"),
 )
 LIMITED = ("uniform128", "uniform512", "mixed", "document8k", "document32k")  # against the matmuls alone
 
@@ -153,8 +146,8 @@ def of_texts(
                 ours["limit"] = share_of_limit(setting.folder, work.tokens, seconds, limit)
     return {
         "texts": work.facts(),
-        "unit": "ms" if work.callers and len(work.texts) > 1 else "tokens/s",
-        "better": "lower" if work.callers and len(work.texts) > 1 else "higher",
+        "unit": "ms" if work.by_call else "tokens/s",
+        "better": "lower" if work.by_call else "higher",
         "subjects": rows,
     }
 
@@ -164,7 +157,7 @@ def row(subject: Subject, found: Rounds, work: Workload) -> dict[str, Any]:
     if subject.name not in found.seconds:
         return {"failed": found.failed.get(subject.loaded, "it gave no figures")}
     flat = [seconds for group in found.seconds[subject.name] for seconds in group]
-    if work.callers and len(work.texts) > 1:
+    if work.by_call:
         each = found.each[subject.name]
         figures = summary([1000 * statistics.median(calls) for calls in each])
         every = sorted(1000 * seconds for calls in each for seconds in calls)

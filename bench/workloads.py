@@ -30,6 +30,11 @@ class Workload:
     tokens: int
     callers: int = 0
 
+    @property
+    def by_call(self) -> bool:
+        """Whether it is about the milliseconds of single calls, not about throughput."""
+        return self.callers > 0 and len(self.texts) > 1
+
     def facts(self) -> dict[str, int | str]:
         """What a result says of it."""
         return {

@@ -50,6 +50,9 @@ TUNED = "tuned here"  # the reason for what a profile says
 # A call of so many batches is worth a form with several streams, which is a second compilation.
 MANY_BATCHES = 16
 
+# Streams, and the threads that they need: an inference of fewer than two threads only where there are two.
+STREAMS = ((2, 2), (4, 8), (8, 16))
+
 # Compute types that are not chosen for their small memory: a second form holds the packed weights again.
 WITH_MANY = ("float32", "bfloat16", "int8")
 
@@ -71,9 +74,7 @@ class Plan:
     properties: Mapping[str, str]  # passed to compile_model
     threads: int
     streams: int
-    many_streams: (
-        int  # of calls with MANY_BATCHES or more; where it differs from `streams`, a form of its own
-    )
+    many_streams: int  # of calls with MANY_BATCHES or more: a form of its own, where it is another number
     token_budget: int
     cache: Path | None  # folder of compiled blobs
     static_lengths: tuple[int, ...]  # T of the only shapes that the device takes, (1, T); empty: any shape
@@ -159,20 +160,21 @@ def make_plan(
             f"{machine.physical_cores} physical of {machine.logical_cores} logical cores{quota}"
         )
     if streams is not None:
-        reasons["streams"] = "as asked"
+        many_streams = streams
+        reasons["streams"] = reasons["many_streams"] = "as asked"
     elif tuned is not None and tuned.streams is not None and asked in (None, tuned.threads):
-        streams, reasons["streams"] = tuned.streams, TUNED
+        streams = many_streams = tuned.streams
+        reasons["streams"] = reasons["many_streams"] = TUNED
     else:
         streams, reasons["streams"] = 1, "one stream has all threads, and answers soonest"
-    if reasons["streams"] in ("as asked", TUNED):
-        many_streams, reasons["many_streams"] = streams, reasons["streams"]
-    elif on_cpu and chosen in WITH_MANY:
-        many_streams = streams_for_many(threads)
-        reasons["many_streams"] = (
-            f"from {MANY_BATCHES} batches on: threads of different streams never wait for each other"
+        many_streams, reasons["many_streams"] = (
+            (
+                streams_for_many(threads),
+                f"from {MANY_BATCHES} batches on: threads of different streams never wait for each other",
+            )
+            if on_cpu and chosen in WITH_MANY
+            else (1, "a second form would hold the packed weights again")
         )
-    else:
-        many_streams, reasons["many_streams"] = streams, "a second form would hold the packed weights again"
 
     kind = device_kind(device)
     if (
@@ -258,11 +260,13 @@ def streams_for_many(threads: int) -> int:
     >>> [streams_for_many(threads) for threads in (1, 2, 4, 8, 16, 64)]
     [1, 2, 2, 4, 8, 8]
     """
-    return 1 if threads < 2 else 2 if threads < 8 else 4 if threads < 16 else 8
+    return max((streams for streams, least in STREAMS if threads >= least), default=1)
 
 
 def for_many(plan: Plan) -> Plan:
-    """The same plan with the streams of long calls from the start."""
+    """The same plan with the streams of long calls from the start; not all devices take a number of them."""
+    if plan.many_streams == plan.streams:
+        return plan
     properties = dict(plan.properties) | {"NUM_STREAMS": str(plan.many_streams)}
     return replace(plan, streams=plan.many_streams, properties=properties)
 

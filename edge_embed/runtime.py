@@ -66,7 +66,7 @@ class Runtime:
         """
         plan = self._plan
         windowed = plan.windowed_from is not None and tokens > plan.windowed_from
-        if many and not windowed and plan.many_streams != plan.streams:
+        if many and not windowed:
             plan = for_many(plan)
         form = WINDOWED if windowed else PLAIN
         key = (form, tokens if plan.static_lengths else None, plan.streams)

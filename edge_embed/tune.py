@@ -29,6 +29,7 @@ from edge_embed.manifest import Manifest, read_manifest
 from edge_embed.plan import (
     COMPUTE_TYPES,
     DRIFT,
+    STREAMS,
     TOKEN_BUDGET,
     Plan,
     device_kind,
@@ -453,8 +454,7 @@ def settings(here: Machine) -> Sequence[tuple[int | None, int]]:
 
     SMT siblings are tried where no quota forbids it; streams of fewer than two threads are not.
     """
-    of_cores = ((2, 2), (4, 8), (8, 16))  # streams, and the threads that they need
-    found = [(here.threads, streams) for streams, least in of_cores if here.threads >= least]
+    found = [(here.threads, streams) for streams, least in STREAMS if here.threads >= least]
     if here.quota_cores is None and here.logical_cores > here.threads:
         found += [(here.logical_cores, streams) for streams in (1, 2)]
     return found

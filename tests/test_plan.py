@@ -478,6 +478,8 @@ def test_calls_of_many_batches_get_streams_where_memory_is_not_the_point(tmp_pat
     assert plan_for(tmp_path, "amx", "float32", threads=8).many_streams == 4
     assert plan_for(tmp_path, "amx", "float32", streams=3).many_streams == 3
     assert plan_for(tmp_path, "amx", "float32", device="GPU").many_streams == 1
+    npu = plan_for(tmp_path, "amx", "float32", device="NPU", max_tokens=100)
+    assert for_many(npu).properties == npu.properties  # it refuses NUM_STREAMS
     assert plan_for(tmp_path, "amx", *VARIANTS, profile=FAST_INT8).many_streams == 2  # as tuned
 
 
